@@ -1,0 +1,136 @@
+"""Writes requirements/: every package this project may install, with its version and the hashes of its files.
+
+1. `pins` lets uv resolve pyproject.toml with all extras, keeping the present versions where it can (`UPGRADE=...` frees some).
+2. `resolve` asks for the files of those versions; `files_of` keeps the wheels for Linux and macOS on x86-64 and arm64.
+3. `room_of` sorts each package into one file, because they are installed in turns (see infra/bootstrap.py):
+
+   installer.txt  pip and uv: what installs the rest
+   torch.txt      torch alone; pip brings it, so that a CPU build offered to pip (find-links, an extra index) is taken
+   cuda.txt       what the registry's torch for Linux needs besides; only installed if that build came
+   lock.txt       all the others, wheels only: nothing is run to install them
+   source.txt     what exists as source only: built last, against what is already there
+
+No address is written: which registry or mirror serves the files is the machine's affair, the hashes say what they must be.
+
+Usage: make lock [UPGRADE=all | UPGRADE="name name ..."]
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import tomllib
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+REQUIREMENTS = ROOT / "requirements"
+PYTHON_VERSION = "3.11"
+WHEEL = re.compile(r"-(?:any|[\w.]*(?:manylinux\w*_(?:x86_64|aarch64)|macosx\w*))\.whl$")
+CUDA = re.compile(r"^(?:nvidia-|cuda-|triton$)")
+LOCAL_BUILD = re.compile(r"^# also (?P<file>\S+) sha256:(?P<hash>[0-9a-f]{64})$", re.MULTILINE)
+TITLES = {
+    "installer": "What installs the rest.",
+    "torch": "Installed by pip, not uv: pip takes a CPU build where the machine offers one.",
+    "cuda": "What the registry's torch needs on Linux; not installed beside a CPU build.",
+    "lock": "Everything that comes as a wheel.",
+    "source": "What exists as source only: built last, against what is installed by then.",
+}
+
+
+def uv(*arguments: str) -> None:
+    """Runs uv in the project's root; its complaints go to stderr as they are."""
+    subprocess.run([sys.executable, "-m", "uv", "--quiet", *arguments], cwd=ROOT, check=True)
+
+
+def compile_arguments(upgrade: str) -> list[str]:
+    """What both passes of the resolution have in common."""
+    common = ["pip", "compile", "pyproject.toml", "--all-extras", "--universal", "--python-version", PYTHON_VERSION]
+    chosen = ["--upgrade"] if upgrade == "all" else [f"--upgrade-package={name}" for name in upgrade.split()]
+    return [*common, "--no-header", "--no-annotate", *chosen]
+
+
+def pins(upgrade: str, target: Path) -> None:
+    """Writes `name==version` lines to `target`: the present versions wherever pyproject.toml still allows them."""
+    present = [line for path in sorted(REQUIREMENTS.glob("*.txt")) for line in path.read_text().splitlines()]
+    target.write_text("".join(line.removesuffix(" \\") + "\n" for line in present if re.match(r"[\w.-]+==", line)))
+    uv(*compile_arguments(upgrade), "--output-file", str(target))
+
+
+def resolve(constraints: Path, target: Path) -> list[dict[str, Any]]:
+    """The packages of the resolution, each with its marker, wheels and source."""
+    uv(*compile_arguments(""), "--constraints", str(constraints), "--format", "pylock.toml", "--output-file", str(target))
+    packages: list[dict[str, Any]] = tomllib.loads(target.read_text())["packages"]
+    return [package for package in packages if files_of(package)]
+
+
+def files_of(package: dict[str, Any]) -> list[str]:
+    """The hashes that may be installed: wheels of our platforms, or the source where there is no wheel at all.
+
+    None at all for a package of another platform, such as pywin32.
+    """
+    wheels = package.get("wheels", [])
+    files = [wheel for wheel in wheels if WHEEL.search(wheel["url"])] if wheels else [package["sdist"]]
+    return [file["hashes"]["sha256"] for file in files]
+
+
+def room_of(package: dict[str, Any]) -> str:
+    """Which file of requirements/ a package belongs to."""
+    name = package["name"]
+    if name in ("pip", "uv"):
+        return "installer"
+    if name == "torch":
+        return "torch"
+    if CUDA.match(name):
+        return "cuda"
+    return "lock" if package.get("wheels") else "source"
+
+
+def local_builds(version: str) -> dict[str, str]:
+    """File name -> hash of builds of torch that no registry has: those already noted, and one this machine offers pip."""
+    noted = REQUIREMENTS / "torch.txt"
+    text = noted.read_text() if noted.exists() else ""
+    found = {match["file"]: match["hash"] for match in LOCAL_BUILD.finditer(text) if f"-{version}+" in match["file"]}
+    ask = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed", "--no-deps", "--no-index"]
+    answer = subprocess.run([*ask, "--report", "-", f"torch=={version}"], capture_output=True, text=True, check=False)
+    for item in json.loads(answer.stdout)["install"] if answer.returncode == 0 else []:
+        info = item["download_info"]
+        found[info["url"].rsplit("/", 1)[-1].replace("%2B", "+")] = info["archive_info"]["hashes"]["sha256"]
+    return found
+
+
+def page(room: str, packages: list[dict[str, Any]]) -> str:
+    """The text of one requirements file."""
+    lines = [f"# {TITLES[room]} Written by `make lock`."]
+    for package in packages:
+        hashes = files_of(package)
+        if room == "torch":
+            builds = local_builds(package["version"])
+            lines += [f"# also {file} sha256:{digest}" for file, digest in sorted(builds.items())]
+            hashes += sorted(builds.values())
+        marker = f" ; {package['marker']}" if "marker" in package else ""
+        lines.append(f"{package['name']}=={package['version']}{marker} \\")
+        lines += [f"    --hash=sha256:{digest} \\" for digest in sorted(set(hashes))]
+        lines[-1] = lines[-1].removesuffix(" \\")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Resolves, sorts, writes."""
+    with tempfile.TemporaryDirectory() as folder:
+        pinned = Path(folder, "pins.txt")
+        pins(os.environ.get("UPGRADE", ""), pinned)
+        packages = resolve(pinned, Path(folder, "pylock.toml"))
+    REQUIREMENTS.mkdir(exist_ok=True)
+    for room in TITLES:
+        mine = [package for package in packages if room_of(package) == room]
+        (REQUIREMENTS / f"{room}.txt").write_text(page(room, mine))
+        print(f"requirements/{room}.txt: {len(mine)} packages", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
