@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional
+
+from model.architecture.assembly import Assistant, build
+from model.architecture.joint import check_joint, encode, supervised_logits
+from model.batch import IGNORE, Batch
+from model.errors import DataError
+from tests.model.tiny_bases import IMAGE_SIZE, IMAGE_TOKENS, model_settings
+
+
+@pytest.fixture(scope="module")
+def assistant(bases: dict[str, Path]) -> Assistant:
+    return build(model_settings(), bases, seed=0)
+
+
+def batch_of(assistant: Assistant, placeholders: tuple[int, ...], images: tuple[int, ...]) -> Batch:
+    """Sequences of the given numbers of placeholders and some text; the last two tokens are targets."""
+    rows = [[assistant.image_token_id] * count + list(range(10, 17)) for count in placeholders]
+    longest = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
+    labels = torch.full_like(ids, IGNORE)
+    for index, row in enumerate(rows):
+        labels[index, len(row) - 2 : len(row)] = ids[index, len(row) - 2 : len(row)]
+    torch.manual_seed(0)
+    pixels = torch.randn(sum(images), 3, IMAGE_SIZE, IMAGE_SIZE)
+    return Batch(ids, mask, labels, pixels, tuple(f"record-{n}" for n in range(len(rows))), images)
+
+
+def test_a_mismatch_that_cancels_in_the_batch_is_refused(assistant: Assistant) -> None:
+    half = IMAGE_TOKENS // 2
+    for placeholders, images in (((half, half), (1, 0)), ((2 * IMAGE_TOKENS, 0), (1, 1))):
+        batch = batch_of(assistant, placeholders, images)
+        # What this guards against: transformers itself sees equal totals and learns from the wrong image.
+        assistant.model(input_ids=batch.input_ids, pixel_values=batch.pixel_values)
+        with pytest.raises(DataError, match=rf"'record-0' has {placeholders[0]} image placeholders, its 1 images need 4"):
+            check_joint(batch, assistant.image_token_id, IMAGE_TOKENS)
+
+
+def test_images_that_no_record_names_are_refused(assistant: Assistant) -> None:
+    batch = batch_of(assistant, (IMAGE_TOKENS,), (1,))
+    check_joint(batch, assistant.image_token_id, IMAGE_TOKENS)
+    doubled = dataclasses.replace(batch, pixel_values=torch.cat([batch.pixel_values] * 2))
+    with pytest.raises(DataError, match="holds 2 images, its records name 1"):
+        check_joint(doubled, assistant.image_token_id, IMAGE_TOKENS)
+
+
+@pytest.mark.parametrize("images", [(1, 0, 2), (0, 0, 0)], ids=["images", "text alone"])
+def test_the_loss_is_that_of_transformers_with_its_mask(assistant: Assistant, images: tuple[int, ...]) -> None:
+    batch = batch_of(assistant, tuple(count * IMAGE_TOKENS for count in images), images)
+    logits, targets = supervised_logits(assistant.model, batch, encode(assistant.model, batch.pixel_values))
+    pixels = batch.pixel_values if sum(images) else None
+    theirs = assistant.model(
+        input_ids=batch.input_ids, attention_mask=batch.attention_mask, pixel_values=pixels, labels=batch.labels
+    )
+    assert len(targets) == batch.num_targets == 6
+    # Measured 1e-7; a placeholder or a padded position in the loss would move it by more than 1e-3.
+    torch.testing.assert_close(functional.cross_entropy(logits, targets), theirs.loss, atol=1e-6, rtol=1e-6)
+
+
+def test_no_graph_is_built_through_the_tower(assistant: Assistant) -> None:
+    assistant.model.requires_grad_(True)  # even then
+    batch = batch_of(assistant, (IMAGE_TOKENS,), (1,))
+    features = encode(assistant.model, batch.pixel_values)
+    assert features.grad_fn is None
+    assert not features.requires_grad
+    logits, _ = supervised_logits(assistant.model, batch, features)
+    logits.sum().backward()
+    assert all(weight.grad is None for weight in assistant.model.model.vision_tower.parameters())
+    assert assistant.connector.linear_1.weight.grad is not None
+    assistant.model.zero_grad()
+
+
+def test_features_are_those_of_the_layer_that_the_recipe_names(bases: dict[str, Path]) -> None:
+    pixels = torch.randn(2, 3, IMAGE_SIZE, IMAGE_SIZE)
+    for layer in (-1, -2, -3, 1):
+        assistant = build(model_settings(feature_layer=layer), bases, seed=0)
+        theirs = assistant.model.get_image_features(pixel_values=pixels).pooler_output
+        ours = assistant.connector(encode(assistant.model, pixels))
+        torch.testing.assert_close(ours, torch.stack(list(theirs)))
