@@ -1,0 +1,83 @@
+"""The workers of one run, as much of `torch.distributed` as the loop needs.
+
+1. `Ranks.current()` reads the process group that the launcher opened; without one it is a world of one, and every method is free.
+2. `sum` adds tensors over all ranks; `same` gives all ranks rank 0's number; `gather` collects equal tensors in rank order.
+3. `together` runs something on rank 0 alone, and lets the other ranks fail with it instead of waiting for it for ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import distributed
+
+from model.errors import BiovlmError, ExitCode, InternalError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among its equals."""
+
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device = torch.device("cpu")
+    """Where tensors that travel must be: the GPU under NCCL."""
+
+    @classmethod
+    def current(cls, device: torch.device) -> Ranks:
+        """The present process group, or a world of one."""
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return cls()
+        carrier = device if distributed.get_backend() == "nccl" else torch.device("cpu")
+        return cls(distributed.get_rank(), distributed.get_world_size(), carrier)
+
+    @property
+    def leads(self) -> bool:
+        """True on rank 0, which alone writes and reports."""
+        return self.rank == 0
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """`tensor` (any shape, equal on all ranks) added over all ranks, on its own device. The input may be changed."""
+        if self.world_size == 1:
+            return tensor
+        travelling = tensor.to(self.device)
+        distributed.all_reduce(travelling)
+        return travelling.to(tensor.device)
+
+    def same(self, number: int) -> int:
+        """Rank 0's `number` on every rank."""
+        return int(self.sum(torch.tensor([number if self.leads else 0], dtype=torch.int64))[0])
+
+    def gather(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        """`tensor` of every rank in rank order, on the CPU; all have one shape."""
+        if self.world_size == 1:
+            return [tensor.cpu()]
+        parts = [torch.empty_like(tensor, device=self.device) for _ in range(self.world_size)]
+        distributed.all_gather(parts, tensor.to(self.device))
+        return [part.cpu() for part in parts]
+
+    def together(self, act: Callable[[], int]) -> int:
+        """Run `act` on rank 0 and give its result (0 or more) to all; if it fails, all ranks fail."""
+        if self.world_size == 1:
+            return act()
+        failure: BiovlmError | None = None
+        result = 0
+        if self.leads:
+            try:
+                result = act()
+            except BiovlmError as error:
+                failure, result = error, -int(error.exit_code)
+        result = self.same(result)
+        if failure is not None:
+            raise failure
+        if result < 0:
+            raise _like(ExitCode(-result))
+        return result
+
+
+def _like(code: ExitCode) -> BiovlmError:
+    """An error with rank 0's exit code, so that every rank's process ends with the same one."""
+    kind = next((kind for kind in BiovlmError.__subclasses__() if kind.exit_code is code), InternalError)
+    return kind("rank 0 failed", "its own log says why")

@@ -1,0 +1,258 @@
+"""One stage of the curriculum, from data sets and base models to a checkpoint. Align, instruct and task differ in data alone.
+
+1. If `final` already holds this stage's checkpoint, it is returned; one of another configuration is refused.
+2. The assistant is built from the base models, or loaded from the parent's checkpoint with all adapters merged.
+3. The data sets are verified and tokenised; the plan of all epochs is made: a pure function of recipe and data.
+4. `trainable` makes the named parts learn; `loop` runs the plan, from the newest good checkpoint in `work` if there is one.
+5. Rank 0 writes the checkpoint with its lineage: recipe part, digests of base models, data and parent.
+
+Runs in one process, or in each process of an open `torch.distributed` group; nothing of a platform is needed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model import manifest
+from model.architecture import checkpoint, joint
+from model.architecture.assembly import Assistant, build
+from model.config import Precision, Strategy, TrainSlice
+from model.data.dataset import MAX_QUARANTINED
+from model.data.images import MAX_PIXELS
+from model.data.loading import DataSet, Examples, PixelSource, Prompter, examples, open_dataset, plan
+from model.errors import ConfigError
+from model.recipe import key_content
+from model.training.features import FeatureSource
+from model.training.loop import Settings, StepPlan, Training, train
+from model.training.objective import AnswerObjective
+from model.training.optimizer import Optimizer, warmup_steps
+from model.training.ranks import Ranks
+from model.training.reporter import Reporter, SilentReporter
+from model.training.resume import Store, differences
+from model.training.trainable import prepare
+
+DTYPES = {Precision.FLOAT32: torch.float32, Precision.BFLOAT16: torch.bfloat16}
+# What must not change between a stage and the one it starts from; templates and context may.
+INHERITED = ("tower", "connector", "language", "feature_layer")
+
+
+@dataclass(frozen=True)
+class StageInputs:
+    """The artifacts that a stage reads."""
+
+    sets: Mapping[str, Path]
+    """Name in the recipe -> folder of the data set."""
+    bases: Mapping[str, Path]
+    """Name in the registry -> folder of the base model."""
+    parent: Path | None = None
+    """Checkpoint of the stage before; none starts from the base models."""
+    exclude: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Data set -> ids of records to leave out, as the audit found."""
+    max_quarantined: float = MAX_QUARANTINED
+    """Largest share of records that may be left out, as in the recipe's `data`."""
+    max_image_pixels: int = MAX_PIXELS
+    """Largest width x height in pixels of an image, as in the recipe's `data`."""
+
+
+def run_stage(
+    piece: TrainSlice,
+    inputs: StageInputs,
+    work: Path,
+    final: Path,
+    reporter: Reporter,
+    stop: Callable[[], bool] | None = None,
+) -> manifest.Manifest:
+    """Train one stage, or finish one that was interrupted.
+
+    Args:
+        piece: The stage's slice of the recipe.
+        inputs: Data sets, base models, parent.
+        work: Folder for intermediate checkpoints, of this run alone; removed at the end.
+        final: Where the checkpoint appears.
+        reporter: Hears metrics and notes, from rank 0 alone.
+        stop: Becomes true when the run shall save and end.
+
+    Returns:
+        The manifest of the checkpoint.
+
+    Raises:
+        PreemptedError: Stopped; the same call goes on. DivergedError, ConfigError, DataError, MissingInputError, RefusedError,
+        CannotWriteError: as their classes say.
+    """
+    device = _device(piece)
+    ranks = Ranks.current(device)
+    if not ranks.leads:
+        reporter = SilentReporter()
+    sources = _open(piece, inputs)
+    parents = _parents(inputs, sources)
+    configuration = _configuration(piece, inputs, parents, ranks)
+    finished = _finished(final, configuration)
+    if finished is not None:
+        reporter.note(f"{final} is already there and verifies")
+        return finished
+    assistant, training, facts = _assemble(piece, inputs, sources, configuration, device, ranks, reporter, work)
+    train(replace(training, stop=stop or (lambda: False)))
+
+    def write() -> int:
+        checkpoint.save(final, assistant, piece.stage_name, parents, facts)
+        training.store.clear()
+        return 0
+
+    ranks.together(write)
+    return manifest.read(final)
+
+
+def _assemble(
+    piece: TrainSlice,
+    inputs: StageInputs,
+    sources: Mapping[str, DataSet],
+    configuration: Mapping[str, Any],
+    device: torch.device,
+    ranks: Ranks,
+    reporter: Reporter,
+    work: Path,
+) -> tuple[Assistant, Training, dict[str, Any]]:
+    """The assistant ready to learn, everything the loop moves, and the facts of the checkpoint to be."""
+    stage = piece.stage
+    assistant = _start(piece, inputs)
+    learned = _examples(piece, assistant, sources, reporter)
+    steps = _plan(piece, learned, ranks.world_size)
+    assistant, groups = prepare(assistant, stage, piece.seed)
+    assistant.model.to(device)
+    # One stream of random numbers for each rank (dropout); its state travels in the checkpoints.
+    torch.manual_seed(piece.seed * 1_000_003 + ranks.rank)
+    features = _features(assistant, learned, stage.epochs, device, inputs.max_image_pixels)
+    training = Training(
+        objective=AnswerObjective(assistant, learned, features, stage.precision),
+        plan=steps,
+        optimizer=Optimizer(groups, stage.betas, stage.weight_decay),
+        settings=Settings(stage.schedule, warmup_steps(len(steps), stage.warmup), stage.clip_norm, stage.checkpoint_every),
+        store=Store(work, configuration, ranks, reporter),
+        reporter=reporter,
+        ranks=ranks,
+        stop=lambda: False,
+    )
+    facts = {
+        "step": len(steps),
+        "epoch": stage.epochs,
+        "records": len(learned),
+        "set_aside": learned.set_aside,
+        "configuration": configuration,
+    }
+    return assistant, training, facts
+
+
+def _start(piece: TrainSlice, inputs: StageInputs) -> Assistant:
+    """The assistant as the stage finds it."""
+    dtype = DTYPES[piece.stage.precision]
+    if inputs.parent is None:
+        return build(piece.model, inputs.bases, piece.seed, dtype)
+    facts = checkpoint.read_facts(manifest.read(inputs.parent), inputs.parent)
+    was, now = (
+        {name: value for name, value in m.model_dump(mode="json").items() if name in INHERITED}
+        for m in (facts.model, piece.model)
+    )
+    changes = differences(was, now)
+    if changes:
+        raise ConfigError(
+            f"{inputs.parent} was trained for another model; {len(changes)} fields differ: {'; '.join(changes[:4])}",
+            "train the earlier stages with this recipe",
+        )
+    assistant = checkpoint.load(inputs.parent, inputs.bases, merge=True, dtype=dtype)
+    own = piece.model
+    return replace(assistant, settings=own, template=own.template, system=own.system, context_tokens=own.context_tokens)
+
+
+def _open(piece: TrainSlice, inputs: StageInputs) -> dict[str, DataSet]:
+    """The data sets that the stage uses, every file verified."""
+    used = dict.fromkeys(mixture.set for mixture in piece.stage.data)
+    return {
+        name: open_dataset(inputs.sets[name], max_quarantined=inputs.max_quarantined, exclude=inputs.exclude.get(name, ()))
+        for name in used
+        if name in inputs.sets
+    }
+
+
+def _examples(piece: TrainSlice, assistant: Assistant, sources: Mapping[str, DataSet], reporter: Reporter) -> Examples:
+    template = piece.stage.template or piece.model.template
+    prompter = Prompter(assistant.tokenizer, template, piece.model.system, assistant.image_tokens)
+    learned = examples(piece.stage.data, sources, prompter, piece.model.context_tokens)
+    for name, count in learned.set_aside.items():
+        if count:
+            reporter.note(f"{name}: {count:,} records are longer than {piece.model.context_tokens} tokens and left out")
+    return learned
+
+
+def _plan(piece: TrainSlice, learned: Examples, world_size: int) -> list[StepPlan]:
+    """All optimizer steps; of a last part of an epoch, as many as its share."""
+    stage = piece.stage
+    micro = stage.micro_batch_tokens or max(1, stage.batch_tokens // world_size)
+    steps: list[StepPlan] = []
+    for epoch in range(math.ceil(stage.epochs)):
+        whole = plan(learned.lengths, stage.batch_tokens, micro, world_size, piece.seed, epoch, learned.weights)
+        share = min(1.0, stage.epochs - epoch)
+        steps += [step.ranks for step in whole[: math.ceil(len(whole) * share)]]
+    return steps
+
+
+def _features(assistant: Assistant, learned: Examples, epochs: float, device: torch.device, max_pixels: int) -> FeatureSource:
+    def encode(pixels: torch.Tensor) -> torch.Tensor:
+        return joint.encode(assistant.model, pixels.to(device))
+
+    tower = assistant.model.model.vision_tower
+    feature_bytes = assistant.image_tokens * tower.config.hidden_size * tower.dtype.itemsize
+    paths = [path for example in learned for path in example.images]
+    source = partial(FeatureSource, encode, paths=paths, epochs=epochs, feature_bytes=feature_bytes)
+    kept = source(PixelSource(assistant.image_processor, cache_bytes=0, max_pixels=max_pixels))
+    return kept if kept.keeps else source(PixelSource(assistant.image_processor, max_pixels=max_pixels))
+
+
+def _parents(inputs: StageInputs, sources: Mapping[str, DataSet]) -> dict[str, str]:
+    """Role -> digest of data and parent; the checkpoint adds the base models."""
+    parents = {f"data:{name}": source.manifest.digest for name, source in sources.items()}
+    if inputs.parent is not None:
+        parents["parent"] = manifest.read(inputs.parent).digest
+    return parents
+
+
+def _configuration(piece: TrainSlice, inputs: StageInputs, parents: Mapping[str, str], ranks: Ranks) -> dict[str, Any]:
+    """Everything that decides the result; intermediate checkpoints of another configuration are refused."""
+    base_digests = {name: manifest.read(folder).digest for name, folder in sorted(inputs.bases.items())}
+    return {
+        "piece": key_content(piece.model_dump(mode="json")),
+        "inputs": {**parents, **{f"base:{name}": digest for name, digest in base_digests.items()}},
+        "exclude": {name: sorted(ids) for name, ids in sorted(inputs.exclude.items())},
+        "world_size": ranks.world_size,
+    }
+
+
+def _finished(final: Path, configuration: Mapping[str, Any]) -> manifest.Manifest | None:
+    """The checkpoint at `final`, if it is whole and of this configuration."""
+    if not (final / manifest.FILE_NAME).is_file():
+        return None
+    record = manifest.verify(final)
+    changes = differences(record.facts.get("configuration", {}), dict(configuration))
+    if changes:
+        raise ConfigError(
+            f"{final} holds the result of another configuration; {len(changes)} fields differ: {'; '.join(changes[:8])}",
+            "choose another folder, or remove this one",
+        )
+    return record
+
+
+def _device(piece: TrainSlice) -> torch.device:
+    """The GPU that the launcher chose, if the recipe asks for one; else the CPU."""
+    if piece.stage.strategy is not Strategy.DDP:
+        raise ConfigError(f"strategy {piece.stage.strategy} is not available yet", "set `strategy: ddp`")
+    if not piece.resources.gpus_per_worker:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ConfigError("the recipe asks for a GPU on each worker, torch sees none", "set resources.gpus_per_worker=0")
+    return torch.device("cuda", torch.cuda.current_device())
