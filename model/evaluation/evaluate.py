@@ -1,0 +1,224 @@
+"""Ask a finished model every question of its benchmarks, twice, and count.
+
+The journey of an evaluation:
+1. For each benchmark of the recipe the questions are read, checked and, with a limit, chosen by the digest of their ids.
+2. The model answers them with their images, and again *blind*: every image replaced by the mean training image (pixels after
+   preprocessing, over at most 512 images chosen by the digest of their names).
+3. Training answers give two baselines that need no model: the most frequent answer by question, and the most frequent of all.
+4. Every item is scored by every metric; figures with intervals are made overall and by slice (`summary`).
+5. Questions about images that also stand in training are counted and shown as a slice of their own.
+6. `report.json` and `predictions.jsonl` become an artifact of kind `report`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model import manifest
+from model.architecture.assembly import Assistant
+from model.config import Benchmark, EvaluateSlice, Kind
+from model.data.collate import PixelSource
+from model.data.dataset import DataSet, open_dataset
+from model.data.records import Record
+from model.errors import DataError, MissingInputError
+from model.evaluation import benchmark as benchmarks
+from model.evaluation.baseline import Majority
+from model.evaluation.benchmark import BenchmarkFile
+from model.evaluation.bootstrap import Draws
+from model.evaluation.generate import Pixels, Prediction, Progress, answer_all, blinded, mean_image
+from model.evaluation.results import KIND, BenchmarkResult, Item, Report, write
+from model.evaluation.summary import Answered, summarise
+
+TRAIN = "train"
+MAX_BLIND_IMAGES = 512
+
+
+@dataclass(frozen=True)
+class Training:
+    """What the blind control, the baselines and the leak check need of the training records."""
+
+    majority: Majority
+    mean: torch.Tensor
+    """(C, H, W) mean training image after preprocessing."""
+    mean_of: int
+    """Images averaged."""
+    images: frozenset[str]
+    """SHA-256 of the files of all training images."""
+
+
+def evaluate(
+    piece: EvaluateSlice,
+    assistant: Assistant,
+    checkpoint: str,
+    sets: Mapping[str, Path],
+    out: Path,
+    training_images: Collection[str] | None = None,
+    progress: Progress | None = None,
+    verify: bool = True,
+) -> dict[str, Any]:
+    """Evaluate `assistant` and commit the report artifact at `out`.
+
+    Args:
+        piece: Slice of the recipe.
+        assistant: The model of the checkpoint.
+        checkpoint: Digest of the checkpoint's manifest.
+        sets: Name of each data set -> its folder.
+        out: Where the report appears; its parents are the checkpoint and the data sets.
+        training_images: SHA-256 of the files of training images; empty takes those of the train split of the evaluated set.
+        progress: Called with (answers done, all, "answers").
+        verify: Hash the data sets against their manifests.
+
+    Returns:
+        The facts of the artifact: the headline figures of each benchmark.
+
+    Raises:
+        DataError: No question to ask, a question without answer type, or no training record for baselines and blind control.
+        MissingInputError: A data set or split that is not there.
+        ConfigError: An unknown benchmark.
+    """
+    opened: dict[str, DataSet] = {name: open_dataset(folder, verify) for name, folder in sets.items()}
+    source = PixelSource(assistant.image_processor)
+    files = [(entry, benchmarks.load(entry.benchmark)) for entry in piece.evaluation.benchmarks]
+    asked = [(entry, file, _questions(entry, file, opened)) for entry, file in files]
+    total = 2 * sum(len(records) for _, _, records in asked)
+    done = 0
+    results: list[BenchmarkResult] = []
+    items: list[Item] = []
+    for entry, file, records in asked:
+        training = _training(entry.set, opened, source, training_images)
+        answered = _answer(piece, assistant, file, opened[entry.set], records, training, source, _shifted(progress, done, total))
+        done += 2 * len(records)
+        draws = Draws((r.group for r in records), piece.evaluation.bootstrap_samples, piece.evaluation.confidence, piece.seed)
+        result = summarise(file, entry, opened[entry.set].manifest, answered, training.mean_of, draws)
+        results.append(result)
+        items += [one.item(result.key) for one in answered]
+    report = _report(piece, checkpoint, results)
+    facts = facts_of(report)
+    parents = {"checkpoint": checkpoint} | {f"data:{name}": dataset.manifest.digest for name, dataset in opened.items()}
+    with manifest.commit(out, KIND, parents, facts) as folder:
+        write(folder, report, items)
+    return facts
+
+
+def facts_of(report: Report) -> dict[str, Any]:
+    """Small facts for references and tables: strict closed accuracy, open recall, image gain and counts of each benchmark."""
+    facts: dict[str, Any] = {"checkpoint": report.checkpoint, "benchmarks": {}}
+    for result in report.benchmarks:
+        chosen = {name: result.metric(name) for name in (result.headline, "closed_accuracy", "open_recall")}
+        numbers: dict[str, Any] = {name: metric.model.value for name, metric in chosen.items() if metric is not None}
+        if result.image_gain is not None:
+            numbers["image_gain"] = result.image_gain.value
+            numbers["image_gain_low"] = result.image_gain.low
+        facts["benchmarks"][result.key] = numbers | {"items": result.items, "groups": result.groups}
+    return facts
+
+
+def _report(piece: EvaluateSlice, checkpoint: str, results: Sequence[BenchmarkResult]) -> Report:
+    return Report(
+        checkpoint=checkpoint,
+        seed=piece.seed,
+        bootstrap_samples=piece.evaluation.bootstrap_samples,
+        confidence=piece.evaluation.confidence,
+        max_new_tokens=piece.evaluation.max_new_tokens,
+        benchmarks=tuple(results),
+    )
+
+
+def _questions(entry: Benchmark, file: BenchmarkFile, opened: Mapping[str, DataSet]) -> list[Record]:
+    """The records that a benchmark asks, in the order of the file."""
+    if entry.set not in opened:
+        raise MissingInputError(
+            f"the benchmark asks the data set {entry.set!r}, given are {sorted(opened)}", "hand in its folder"
+        )
+    records = opened[entry.set].records(entry.split, file.kinds)
+    if entry.limit is not None and len(records) > entry.limit:
+        chosen = sorted(records, key=lambda record: _digest(record.id))[: entry.limit]
+        names = {record.id for record in chosen}
+        records = [record for record in records if record.id in names]
+    if not records:
+        raise DataError(
+            f"{entry.set}/{entry.split} has no records of kind {', '.join(file.kinds)} to ask",
+            "choose another split or data set in evaluation.benchmarks",
+        )
+    bare = [record.id for record in records if record.answer_type is None]
+    if bare:
+        raise DataError(
+            f"{entry.set}/{entry.split}: {len(bare)} of {len(records)} questions have no answer_type, the first is {bare[0]!r}",
+            "say open or closed where the data set is imported",
+        )
+    return records
+
+
+def _training(name: str, opened: Mapping[str, DataSet], source: PixelSource, training_images: Collection[str] | None) -> Training:
+    """From the train split of the data set `name`; if it has none (a test-only set), from those of all others."""
+    with_train = [key for key, dataset in opened.items() if TRAIN in dataset.splits]
+    chosen = [name] if name in with_train else sorted(with_train)
+    records = [(key, record) for key in chosen for record in opened[key].records(TRAIN)]
+    if not records:
+        raise DataError(f"no train split beside {name!r}: no blind control and no baseline", "add a data set with a train split")
+    names = sorted({(key, image) for key, record in records for image in record.images}, key=lambda pair: _digest("/".join(pair)))
+    averaged = names[:MAX_BLIND_IMAGES]
+    paths = [opened[key].path(image) for key, image in averaged]
+    mean = mean_image([str(path) for path in paths], lambda wanted: source([Path(path) for path in wanted]))
+    return Training(
+        majority=Majority.of(record for _, record in records if record.kind is Kind.QUESTION),
+        mean=mean,
+        mean_of=len(averaged),
+        images=frozenset(training_images if training_images is not None else (_file_digests(opened[k])[i] for k, i in names)),
+    )
+
+
+def _answer(
+    piece: EvaluateSlice,
+    assistant: Assistant,
+    file: BenchmarkFile,
+    dataset: DataSet,
+    records: Sequence[Record],
+    training: Training,
+    source: PixelSource,
+    progress: Progress | None,
+) -> list[Answered]:
+    """All questions with their images and blind, joined with what the baselines say."""
+
+    def ask(wanted: Sequence[Record], pixels: Pixels, start: int) -> list[Prediction]:
+        size, longest = piece.evaluation.batch_size, piece.evaluation.max_new_tokens
+        return answer_all(assistant, wanted, pixels, size, longest, _shifted(progress, start, 0), file.worded)
+
+    seeing = ask(records, lambda names: source([dataset.path(name) for name in names]), 0)
+    blind = ask(blinded(records), lambda names: training.mean.expand(len(names), *training.mean.shape), len(records))
+    digests = _file_digests(dataset)
+    return [
+        Answered(
+            record=record,
+            prediction=said,
+            blind=guessed,
+            majority=training.majority.by_question(record),
+            constant=training.majority.overall(record),
+            image_digests=tuple(digests[image] for image in record.images),
+            seen_in_training=any(digests[image] in training.images for image in record.images),
+        )
+        for record, said, guessed in zip(records, seeing, blind, strict=True)
+    ]
+
+
+def _shifted(progress: Progress | None, start: int, total: int) -> Progress | None:
+    """Progress of a part as progress of the whole; total 0 keeps the part's own."""
+    if progress is None:
+        return None
+    call = progress
+    return lambda done, all_done, _unit: call(start + done, total or all_done, "answers")
+
+
+def _file_digests(dataset: DataSet) -> dict[str, str]:
+    """Path of each file of the data set -> SHA-256 of its bytes."""
+    return {entry.path: entry.sha256 for entry in dataset.manifest.files}
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
