@@ -1,0 +1,13 @@
+"""The KFP door of the data step."""
+
+from kfp import dsl
+
+LAUNCHER_IMAGE = "biovlm-launcher-python"
+
+
+@dsl.component(base_image=LAUNCHER_IMAGE, install_kfp_package=False)
+def data(piece: str, data: dsl.Output[dsl.Dataset]) -> None:
+    """Lay one revision of data sets and base models into the store, verified and audited."""
+    from components.data.step import run
+
+    run(piece, data.path)

@@ -1,0 +1,161 @@
+"""The data registry's DVC: builds stages, takes in folders, keeps their bytes, hands them out again.
+
+1. `call(root, arguments, progress)` runs one DVC command and passes its lines on. Stopped in the middle (Ctrl-C), it stops what
+   DVC started; a stage that failed ends with that stage's own message and exit code.
+2. `fetch(root, revision, path, target)` copies the folder `path` of a commit out of DVC's cache, or out of the remote where the
+   cache has it not. The work tree is not looked at.
+
+DVC trusts names: it does not hash again what it hands out. Whoever fetches must verify.
+
+DVC builds as a program of its own, so that a stop or a crash of a stage cannot touch this process, and reads through its library.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from model.errors import BiovlmError, CannotWriteError, ExitCode, InternalError, MissingInputError
+
+Progress = Callable[[str], None]
+
+FILES = {
+    ".dvc/config": (
+        "[core]\n    analytics = false\n    check_update = false\n    autostage = false\n    remote = local\n"
+        "['remote \"local\"']\n    url = ../../dvc-remote\n"
+    ),
+    ".dvc/.gitignore": "/config.local\n/tmp\n/cache\n",
+    ".dvcignore": "",
+}
+"""What `dvc init` would write. The remote's address is relative, so that $BIOVLM_HOME can be moved."""
+STARTED = re.compile(r"Running stage '(?P<stage>[^']+)'")
+NOISE = re.compile(
+    r"Stage '|(Generat|Updat)ing lock|Use `dvc|To (track|enable)|\s*(git add|dvc config)|> |$|Data and|\d+ files? |Everything"
+    r"|Writing model|\[\d{4}-"  # what transformers and deepspeed say of themselves
+)
+FAILED_STAGE = re.compile(r"failed to reproduce '(?P<stage>[^']+)'.*exited with (?P<code>-?\d+)", re.DOTALL)
+NO_ROOM = re.compile(r"No space left on device|Disk quota exceeded|Read-only file system|Permission denied", re.IGNORECASE)
+STOP_SECONDS = 10
+KEPT_LINES = 200
+
+
+def call(root: Path, arguments: Sequence[str], code: Path, progress: Progress, keep: Sequence[int] = ()) -> None:
+    """Run `dvc ARGUMENTS` in `root`; `code` is the checkout that the stages' commands import.
+
+    `keep` are file descriptors (the registry's lock) that stay open in DVC: if this process is killed, nobody else builds until
+    DVC has ended, too.
+    """
+    process = subprocess.Popen(
+        (sys.executable, "-m", "dvc", *arguments),
+        cwd=root,
+        env=_environment(root, code),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        pass_fds=tuple(keep),
+        start_new_session=True,
+    )
+    lines: deque[str] = deque(maxlen=KEPT_LINES)
+    try:
+        for line in process.stdout or ():
+            lines.append(line.rstrip())
+            if started := STARTED.match(lines[-1]):
+                progress(f"building {started['stage']}")
+            elif not NOISE.match(lines[-1]):
+                progress(lines[-1])
+        ended = process.wait()
+    except BaseException:
+        _stop(process)
+        raise
+    if ended:
+        raise _letter(arguments[0], root, list(lines), ended)
+
+
+def fetch(root: Path, revision: str, path: str, target: Path) -> None:
+    """Copy `path` of the commit `revision` to `target`, which must not exist yet."""
+    from dvc.api import DVCFileSystem  # half a second, and many readers only ask for names
+
+    settings = {"core": {"analytics": False, "check_update": False, "site_cache_dir": str(root / ".dvc" / "tmp" / "site")}}
+    try:
+        files = DVCFileSystem(str(root), rev=revision, config=settings)
+        files.get(path, str(target), recursive=True)
+    except FileNotFoundError as error:
+        raise _gone(root, revision, path) from error
+    except OSError:
+        raise
+    except Exception as error:  # DVC's errors share no useful root with those of its file systems
+        raise _gone(root, revision, path) from error
+
+
+def _gone(root: Path, revision: str, path: str) -> MissingInputError:
+    return MissingInputError(
+        f"the data registry {root} does not have the bytes of {path} at {revision[:12]}, neither in its cache nor in its remote",
+        f"bring {root.parent / 'dvc-remote'} back, or make the data set again: `biovlm data build` or `biovlm data import`",
+    )
+
+
+def _environment(root: Path, code: Path) -> dict[str, str]:
+    """Stages import from `code`, with this Python, and not from the registry, which holds copies of their sources."""
+    here = {k: v for k, v in os.environ.items() if not k.startswith(("GIT_", "DVC_"))}
+    return here | {
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(code), os.environ.get("PYTHONPATH")))),
+        "PYTHONSAFEPATH": "1",
+        "PYTHONUNBUFFERED": "1",
+        "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath))),
+        "DVC_NO_ANALYTICS": "1",
+        "DVC_SITE_CACHE_DIR": str(root / ".dvc" / "tmp" / "site"),
+        "COLUMNS": "130",
+    }
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    """End DVC and the stage it runs: both are in a process group of their own."""
+    for sent in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, sent)
+            process.wait(STOP_SECONDS)
+        except ProcessLookupError:
+            break
+        except subprocess.TimeoutExpired:
+            continue
+    process.wait()
+
+
+def _letter(command: str, root: Path, lines: list[str], ended: int) -> BiovlmError:
+    """The letter for a DVC command that failed: the stage's own, if a stage failed."""
+    text = "\n".join(lines)
+    if NO_ROOM.search(text):
+        line = next(line for line in lines if NO_ROOM.search(line))
+        return CannotWriteError(f"cannot write the data registry {root}: {line.removeprefix('ERROR: ')}", "free some space there")
+    failed = FAILED_STAGE.search(text)
+    if not failed:
+        error = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1] if lines else f"exit code {ended}")
+        return InternalError(
+            f"`dvc {command}` failed in {root}: {error.removeprefix('ERROR: ')}",
+            f"run `dvc {command}` in {root} to see all it says",
+        )
+    if int(failed["code"]) < 0:
+        return InternalError(
+            f"building {failed['stage']} was ended by signal {-int(failed['code'])}",
+            "a process that vanishes was often killed for its memory; `biovlm data build` goes on with this stage",
+        )
+    hint = next(
+        (line.removeprefix("hint: ") for line in reversed(lines) if line.startswith("hint: ")), "run `biovlm data build` again"
+    )
+    said = [line for line in lines if line and not line.startswith(("ERROR", "hint: ")) and not NOISE.match(line)]
+    message = f"building {failed['stage']} failed: {said[-1] if said else 'no message'}"
+    return _of_code(int(failed["code"]))(message, hint)
+
+
+def _of_code(code: int) -> type[BiovlmError]:
+    """The class of error that ends a process with `code`."""
+    known = {kind.exit_code: kind for kind in BiovlmError.__subclasses__()}
+    return known.get(ExitCode(code), InternalError) if code in set(ExitCode) else InternalError

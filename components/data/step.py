@@ -1,0 +1,140 @@
+"""The data step: one revision of every data set and base model in the store, verified, looked at, compared.
+
+1. Demo data that is asked for and missing is built (`registry.ensure`).
+2. The key is made of the digests that the revisions name, so `HEAD` is reused exactly as long as it names the same bytes.
+3. Sets and base models are laid into the store and verified byte by byte.
+4. Every record and image of the sets is read once; too many bad ones end the run with exit 65.
+5. Images and groups of what trains and of what is asked are compared; shared ones are said, and shown in the report.
+6. The artifact holds `audit.json`; its facts name the folders, relative to the store, with digests, licences and revisions.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from components.data import demo
+from components.data.registry import Materialised, Registry
+from components.platform.events import EventLog, EventType
+from components.platform.inputs import verified
+from components.platform.reference import Reference
+from components.platform.settings import Settings
+from components.platform.step import Work, run_step
+from model import manifest
+from model.config import Benchmark, DataSlice, Mixture
+from model.errors import BiovlmError
+
+KIND = "data"
+
+
+def run(piece: str, data: str) -> None:
+    """Make or reuse the data artifact, and write its reference to the path `data`."""
+    content = json.loads(piece)
+    run_step("data", "data", content, {}, data, _produce, partial(_build_and_identify, content), _still_good)
+
+
+def identity(wanted: DataSlice, registry: Registry) -> dict[str, str]:
+    """What belongs to the key: the digests that the revisions name, read from Git alone."""
+    sets = {f"set {name}": registry.version(name, entry.revision).digest for name, entry in wanted.data.sets.items()}
+    return sets | {f"base {name}": registry.version(name).digest for name in wanted.bases}
+
+
+def is_built(wanted: DataSlice, registry: Registry) -> bool:
+    """Whether the data step would find everything in the registry without building demo data."""
+    demo_wanted = {*wanted.data.sets, *wanted.bases} & set(demo.stages(registry.code))
+    return not demo_wanted or demo.is_fresh(registry.root, registry.code)
+
+
+def _build_and_identify(content: dict[str, Any], given: Mapping[str, Reference]) -> dict[str, str]:
+    wanted, settings = DataSlice.model_validate(content), Settings.from_environment()
+    registry = Registry(settings.home)
+    log = EventLog(settings.events, "data")
+
+    def tell(line: str) -> None:
+        log.write(EventType.NOTE, message=line)
+
+    registry.ensure((*wanted.data.sets, *wanted.bases), tell)
+    return identity(wanted, registry)
+
+
+def _still_good(stored: manifest.Manifest) -> bool:
+    """Whether the folders that the artifact names are as they were."""
+    try:
+        verified(Reference(kind=KIND, facts=stored.facts), Settings.from_environment().store)
+    except BiovlmError:
+        return False
+    return True
+
+
+def _produce(work: Work) -> None:
+    wanted = DataSlice.model_validate(work.piece)
+    store, registry = work.settings.store, Registry(work.settings.home)
+    sets: dict[str, Materialised] = {}
+    for name, entry in wanted.data.sets.items():
+        sets |= registry.materialise([name], entry.revision, store)
+    bases = registry.materialise(wanted.bases, "HEAD", store) if wanted.bases else {}
+    audit = _audit(wanted, sets, work)
+    facts = {
+        "sets": {name: _facts(found, store) for name, found in sets.items()},
+        "bases": {name: _facts(found, store) for name, found in bases.items()},
+        "excluded": {name: part["excluded"] for name, part in audit["sets"].items()},
+        "figures": {"records": sum(sum(part["kept"].values()) for part in audit["sets"].values())},
+    }
+    with manifest.commit(work.final, KIND, facts=facts) as folder:
+        (folder / "audit.json").write_text(json.dumps(audit, indent=1, sort_keys=True), encoding="utf-8")
+
+
+def _facts(found: Materialised, store: Path) -> dict[str, Any]:
+    """What later steps and the lineage need; the path is relative, so that the digest does not depend on where the store is."""
+    return {
+        "uri": found.path.relative_to(store).as_posix(),
+        "digest": found.digest,
+        "revision": found.revision,
+        "dvc_path": found.dvc_path,
+        "md5": found.md5,
+        "licence": str(found.manifest.facts.get("licence", "unknown")),
+    }
+
+
+def _audit(wanted: DataSlice, sets: dict[str, Materialised], work: Work) -> dict[str, Any]:
+    """Look at every record and image, and compare what trains with what is asked. DataError if too many are bad."""
+    from model.data.audit import leakage, statistics  # torch-free, but images and hashes cost a second that a reused step saves
+    from model.data.check import check
+    from model.data.dataset import DataSet, open_dataset
+
+    opened: dict[str, DataSet] = {}
+    parts: dict[str, Any] = {}
+    for done, (name, found) in enumerate(sets.items()):
+        report = check(found.path, wanted.data)
+        report.refuse()
+        opened[name] = open_dataset(found.path, verify=False, exclude=report.excluded)
+        counts = {split: statistics(opened[name], split) for split in opened[name].splits}
+        parts[name] = {**report.facts(), "excluded": report.excluded, "splits": counts}
+        work.log.write(EventType.PROGRESS, done=done + 1, total=len(sets) + 1, unit="data sets")
+    training, evaluated = _images(opened, wanted.uses), _images(opened, wanted.evaluated)
+    leaks = leakage(
+        {"training": training[0], "evaluation": evaluated[0]},
+        {"training": training[1], "evaluation": evaluated[1]},
+        max_pixels=wanted.data.max_image_pixels,
+    )
+    work.log.write(EventType.PROGRESS, done=len(sets) + 1, total=len(sets) + 1, unit="data sets")
+    if not leaks.clean:
+        # Not an error: VQA-RAD's published split shares images. The report shows such questions as a slice of their own.
+        work.log.write(EventType.NOTE, message=f"what is asked was partly trained on: {'; '.join(leaks.lines())}")
+    return {"sets": parts, "leakage": leaks.facts()}
+
+
+def _images(opened: dict[str, Any], used: Iterable[Mixture | Benchmark]) -> tuple[set[Path], set[str]]:
+    """Image files and groups of all records that are used."""
+    from model.data.audit import images_and_groups
+
+    files: set[Path] = set()
+    groups: set[str] = set()
+    for entry in used:
+        found = images_and_groups(opened[entry.set], entry.split, entry.kinds if isinstance(entry, Mixture) else ())
+        files |= found[0]
+        groups |= {f"{entry.set}/{group}" for group in found[1]}
+    return files, groups

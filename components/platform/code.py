@@ -1,0 +1,65 @@
+"""The digest of the code that can change a step's result.
+
+For each kind of step the table below names the files under `model/` and `components/` that its result depends on. The digest
+covers their relative paths and bytes, so it is the same on every machine. `components/platform` is left out: it carries
+references and numbers, and does not make them. So are the report's template and the importers of raw data, whose results the data
+digests name. A test walks the imports of every step and demands that the table covers them.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import subprocess
+from pathlib import Path
+
+from model.errors import UsageError
+
+ROOT = Path(__file__).resolve().parents[2]
+SUFFIXES = frozenset({".py", ".yaml", ".j2"})
+GROUND = ("model/batch.py", "model/config.py", "model/errors.py", "model/manifest.py", "model/recipe.py")
+DECIDES = ("decision", "results", "bootstrap")
+CODE: dict[str, tuple[str, ...]] = {
+    "data": (*GROUND, "model/data", "components/data"),
+    "train": (*GROUND, "model/data", "model/architecture", "model/training", "components/train"),
+    "evaluate": (*GROUND, "model/data", "model/architecture", "model/evaluation", "components/evaluate"),
+    "register": (*GROUND, "model/data", "model/architecture", "components/register"),
+    "promote": (*GROUND, "model/data/records.py", *(f"model/evaluation/{n}.py" for n in DECIDES), "components/promote"),
+}
+"""Kind of step -> files and folders, relative to the root of the code."""
+LEFT_OUT = ("model/data/sources", "model/evaluation/report")
+"""Prefixes of paths under the folders above whose content does not touch any step's result."""
+
+
+@functools.cache
+def digest(kind: str, root: Path = ROOT) -> str:
+    """Digest (64 hex digits) of the code of steps of `kind`."""
+    if kind not in CODE:
+        raise UsageError(f"unknown kind of step {kind!r}", f"kinds: {', '.join(CODE)}")
+    total = hashlib.sha256()
+    for relative in files(kind, root):
+        content = hashlib.sha256((root / relative).read_bytes()).hexdigest()
+        total.update(f"{relative}\0{content}\n".encode())
+    return total.hexdigest()
+
+
+def files(kind: str, root: Path = ROOT) -> list[str]:
+    """Paths, relative to `root` and sorted, of the files that count for steps of `kind`."""
+    found: set[str] = set()
+    for entry in CODE[kind]:
+        path = root / entry
+        candidates = path.rglob("*") if path.is_dir() else (path,)
+        found.update(p.relative_to(root).as_posix() for p in candidates if p.suffix in SUFFIXES and p.is_file())
+    return sorted(name for name in found if not name.startswith(LEFT_OUT))
+
+
+@functools.cache
+def revision(root: Path = ROOT) -> dict[str, str | bool]:
+    """Commit of the checkout and whether it has changes; `unknown` where the code does not come from a checkout."""
+    command = ("git", "-C", str(root), "status", "--porcelain=v2", "--branch", "--", "model", "components", "pipelines")
+    try:
+        lines = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.splitlines()
+    except (OSError, subprocess.SubprocessError):
+        return {"commit": "unknown", "dirty": True}
+    commit = next((line.split()[-1] for line in lines if line.startswith("# branch.oid")), "unknown")
+    return {"commit": commit, "dirty": any(not line.startswith("#") for line in lines)}

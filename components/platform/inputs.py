@@ -1,0 +1,53 @@
+"""Open what a data artifact names: data sets and base models, verified again before they are used.
+
+The data artifact holds no images: its facts name folders in the store by digest. DVC does not re-hash what it hands over, and a
+store can be touched by others, so each step that reads them hashes them first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from components.platform.reference import Reference
+from model import manifest
+from model.errors import MissingInputError
+
+
+def verified(data: Reference, store: Path, names: Collection[str] | None = None) -> dict[str, dict[str, Path]]:
+    """`{"sets": {name: folder}, "bases": {name: folder}}` of a data artifact.
+
+    Args:
+        data: The data artifact.
+        store: Root of the store; the artifact's paths are relative to it.
+        names: Sets and base models that are needed; all of them, unless given.
+
+    Raises:
+        RefusedError: A folder's content is not what the data artifact says.
+        MissingInputError: A folder is gone, or a name is not in the artifact.
+    """
+    opened: dict[str, dict[str, Path]] = {"sets": {}, "bases": {}}
+    for name, group, facts in _entries(data):
+        if names is None or name in names:
+            folder = manifest.safe_join(store, facts["uri"])
+            manifest.verify(folder, facts["digest"])
+            opened[group][name] = folder
+    _refuse_missing(names or (), opened["sets"].keys() | opened["bases"].keys())
+    return opened
+
+
+def identity(data: Reference, names: Collection[str]) -> dict[str, str]:
+    """Name -> digest of those sets and base models: the part of a data artifact that a step which reads just these depends on."""
+    found = {name: str(facts["digest"]) for name, _, facts in _entries(data) if name in names}
+    _refuse_missing(names, found.keys())
+    return found
+
+
+def _entries(data: Reference) -> list[tuple[str, str, dict[str, str]]]:
+    return [(name, group, facts) for group in ("sets", "bases") for name, facts in data.facts.get(group, {}).items()]
+
+
+def _refuse_missing(names: Collection[str], found: Collection[str]) -> None:
+    missing = sorted(set(names) - set(found))
+    if missing:
+        raise MissingInputError(f"the data artifact has no {', '.join(missing)}", "name it under data.sets of the recipe")

@@ -1,0 +1,105 @@
+"""Two facts of MLflow, read without importing MLflow.
+
+Every run must know the present champion and whether the store answers, also the run that reuses every step. Importing MLflow and
+opening its store takes five to ten seconds on two cores, so these two questions are asked directly: of a server by its public
+REST interface, of the embedded SQLite file by four tables that have had this form since MLflow 2.0. A test holds both against
+MLflow's own client. A store of another kind, or of another form, is asked through MLflow (`components.platform.tracking`).
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from model.errors import MissingInputError
+
+TIMEOUT_SECONDS = 5.0
+STORE_ID = "biovlm.store_id"
+
+
+class Unknown(Exception):
+    """This store cannot be asked directly; ask MLflow."""
+
+
+def store_id(uri: str, experiment: str) -> str | None:
+    """The mark that the first run left on the experiment; None in a store without one.
+
+    Raises:
+        MissingInputError: The store does not answer.
+        Unknown: It must be asked through MLflow.
+    """
+    if uri.startswith(("http://", "https://")):
+        answer = _get(uri, "experiments/get-by-name", {"experiment_name": experiment})
+        tags = (answer or {}).get("experiment", {}).get("tags", [])
+        return next((str(tag["value"]) for tag in tags if tag["key"] == STORE_ID), None)
+    sql = """SELECT t.value FROM experiment_tags t JOIN experiments e USING (experiment_id)
+             WHERE e.name = ? AND e.lifecycle_stage = 'active' AND t.key = ?"""
+    rows = _select(uri, sql, (experiment, STORE_ID))
+    return str(rows[0][0]) if rows else None
+
+
+def version_tags(uri: str, name: str, alias: str) -> dict[str, str] | None:
+    """Tags of the version of the registered model `name` that carries `alias`, with its number as `version`; None without one.
+
+    Raises:
+        MissingInputError: The store does not answer.
+        Unknown: It must be asked through MLflow.
+    """
+    if uri.startswith(("http://", "https://")):
+        answer = _get(uri, "registered-models/alias", {"name": name, "alias": alias})
+        if answer is None:
+            return None
+        version = answer["model_version"]
+        return {**{tag["key"]: tag["value"] for tag in version.get("tags", [])}, "version": str(version["version"])}
+    found = _select(uri, "SELECT version FROM registered_model_aliases WHERE name = ? AND alias = ?", (name, alias))
+    if not found:
+        return None
+    rows = _select(uri, "SELECT key, value FROM model_version_tags WHERE name = ? AND version = ?", (name, found[0][0]))
+    return {**{str(key): str(value) for key, value in rows}, "version": str(found[0][0])}
+
+
+def _select(uri: str, sql: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+    if not uri.startswith("sqlite:///"):
+        raise Unknown
+    path = Path(uri.removeprefix("sqlite:///"))
+    if not path.is_file():
+        return []
+    try:
+        connection = sqlite3.connect(f"file:{urllib.parse.quote(str(path))}?mode=ro", uri=True, timeout=TIMEOUT_SECONDS)
+        try:
+            return connection.execute(sql, values).fetchall()
+        finally:
+            connection.close()
+    except sqlite3.OperationalError:
+        raise Unknown from None  # another form of the tables, or not yet made
+    except sqlite3.DatabaseError:
+        raise unreachable(uri, "it is not a database") from None
+
+
+def _get(uri: str, path: str, query: Mapping[str, str]) -> dict[str, Any] | None:
+    url = f"{uri.rstrip('/')}/api/2.0/mlflow/{path}?{urllib.parse.urlencode(query)}"
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as answer:
+            return dict(json.load(answer))
+    except urllib.error.HTTPError as error:
+        if error.code == 404:
+            return None
+        raise Unknown from None  # for instance a login, which MLflow's client knows how to give
+    except (OSError, ValueError) as error:
+        raise unreachable(uri, str(getattr(error, "reason", error))) from None
+
+
+def unreachable(uri: str, reason: str) -> MissingInputError:
+    """The letter for a tracking store that does not answer; credentials in the address are not repeated."""
+    shown = urllib.parse.urlsplit(uri)
+    place = uri if "@" not in uri else f"{shown.scheme}://{shown.hostname}"
+    return MissingInputError(
+        f"the tracking store {place} does not answer: {reason}",
+        "start it, correct MLFLOW_TRACKING_URI, or unset that variable to use the embedded store in BIOVLM_HOME",
+    )

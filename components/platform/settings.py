@@ -1,0 +1,105 @@
+"""Every environment variable of biovlm, and the folders that follow from them.
+
+1. A door calls `Settings.from_environment()` once, when it starts to act; nothing is read at import time.
+2. Folders are derived from `home`; none is created here: who writes into one makes it.
+3. `for_children()` says the same in environment variables, so that KFP's tasks and Ray's workers see what their parent saw.
+
+| variable | meaning | default |
+|---|---|---|
+| BIOVLM_HOME | everything biovlm keeps | `.biovlm` in the checkout, else in the current folder |
+| BIOVLM_RUN_ID | the pipeline run that a process belongs to | `adhoc` |
+| BIOVLM_EVENTS | the event log of that run | `runs/<run id>/events.jsonl` |
+| BIOVLM_RAY | a file with the address of the run's Ray; without it a step starts its own | none |
+| BIOVLM_MIRRORED | `1`: another process of the run copies events to MLflow; else each step does it when it ends | `0` |
+| BIOVLM_TRACE | `1`: traces of unexpected errors show the error's text, which may quote a record | `0` |
+| MLFLOW_TRACKING_URI | tracking store and model registry | SQLite in `home` |
+| MLFLOW_EXPERIMENT_NAME | experiment of all runs | `biovlm` |
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the environment says, resolved."""
+
+    home: Path
+    run_id: str
+    events: Path
+    tracking_uri: str
+    experiment: str
+    ray_address_file: Path | None = None
+    mirrored: bool = False
+    trace: bool = False
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:
+        """Read the variables of the table above from `environment` (default: this process's)."""
+        env = os.environ if environment is None else environment
+        home = Path(env.get("BIOVLM_HOME") or _default_home()).expanduser().absolute()
+        run_id = env.get("BIOVLM_RUN_ID") or "adhoc"
+        return cls(
+            home=home,
+            run_id=run_id,
+            events=Path(env.get("BIOVLM_EVENTS") or home / "runs" / run_id / "events.jsonl"),
+            tracking_uri=env.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}",
+            experiment=env.get("MLFLOW_EXPERIMENT_NAME") or "biovlm",
+            ray_address_file=Path(env["BIOVLM_RAY"]) if env.get("BIOVLM_RAY") else None,
+            mirrored=env.get("BIOVLM_MIRRORED") == "1",
+            trace=env.get("BIOVLM_TRACE") == "1",
+        )
+
+    def for_children(self) -> dict[str, str]:
+        """The variables that make a child process see these settings."""
+        return {
+            "BIOVLM_HOME": str(self.home),
+            "BIOVLM_RUN_ID": self.run_id,
+            "BIOVLM_EVENTS": str(self.events),
+            "BIOVLM_RAY": str(self.ray_address_file or ""),
+            "BIOVLM_MIRRORED": "1" if self.mirrored else "0",
+            "BIOVLM_TRACE": "1" if self.trace else "0",
+            "MLFLOW_TRACKING_URI": self.tracking_uri,
+            "MLFLOW_EXPERIMENT_NAME": self.experiment,
+        }
+
+    @property
+    def store(self) -> Path:
+        """Artifacts."""
+        return self.home / "store"
+
+    @property
+    def data_registry(self) -> Path:
+        """The data registry: a Git + DVC repository of its own."""
+        return self.home / "data"
+
+    @property
+    def dvc_remote(self) -> Path:
+        """The data registry's remote."""
+        return self.home / "dvc-remote"
+
+    @property
+    def mlflow_artifacts(self) -> Path:
+        """Where the embedded tracking store keeps files."""
+        return self.home / "mlflow-artifacts"
+
+    @property
+    def run_folder(self) -> Path:
+        """What this run writes beside the store: events, KFP's log, the report."""
+        return self.home / "runs" / self.run_id
+
+    @property
+    def recipe_file(self) -> Path:
+        """The complete recipe of this run, as JSON."""
+        return self.run_folder / "recipe.json"
+
+
+def _default_home() -> Path:
+    """`.biovlm` beside the code when it runs from a checkout; an installed package must not write into site-packages."""
+    return (CHECKOUT if (CHECKOUT / "pyproject.toml").is_file() else Path.cwd()) / ".biovlm"

@@ -1,0 +1,207 @@
+"""The one way a step runs.
+
+1. `guarded(name)` stands around everything: whatever goes wrong becomes one `failed` event and the exit code of `model.errors`.
+2. `run_step` reads the references of the inputs and makes the **key**: kind, slice, what was read, code.
+3. A result in the store under that key, verified, is the step's result: nothing is imported, trained or asked again.
+4. Else every input is verified, `produce(work)` writes the artifact at `work.final`, and its record goes beside it.
+5. The reference is written where KFP wants the output; events tell all of it.
+
+Nothing here imports torch, ray or mlflow: a reused step is over in well under a second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib.metadata
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from components.platform import code, events, reference
+from components.platform.events import EventLog, EventType
+from components.platform.reference import Reference
+from components.platform.settings import Settings
+from components.platform.store import Source, StepRecord, Store
+from model import manifest, recipe
+from model.errors import BiovlmError, InternalError, PreemptedError
+
+LIBRARIES = ("torch", "transformers", "peft", "safetensors", "ray", "numpy", "pillow")
+STOP_FILE = "stop"
+"""In the run's folder: no further step of the run begins."""
+FULL_DISK = ("No space left on device", "disk is full", "File too large")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What `produce` gets to know."""
+
+    settings: Settings
+    log: EventLog
+    name: str
+    piece: Mapping[str, Any]
+    key: str
+    final: Path
+    """The artifact goes here, by `model.manifest.commit`."""
+    scratch: Path
+    """What must survive a stop goes here; removed when the step is done."""
+    inputs: dict[str, Reference]
+    parents: dict[str, str]
+    """Role -> digest of the inputs, for the manifest."""
+
+
+def run_step(
+    kind: str,
+    name: str,
+    piece: Mapping[str, Any],
+    inputs: Mapping[str, str | None],
+    out: str,
+    produce: Callable[[Work], None],
+    identify: Callable[[Mapping[str, Reference]], dict[str, str]] | None = None,
+    still_good: Callable[[manifest.Manifest], bool] | None = None,
+) -> Reference:
+    """Reuse or make the result of one step, and write the reference to it.
+
+    Args:
+        kind: Kind of step; decides which code belongs to the key.
+        name: Name of the step in its pipeline.
+        piece: The step's slice of the recipe.
+        inputs: Role -> path of a reference file; roles without a path are left out.
+        out: Where KFP wants the reference to the result.
+        produce: Writes the artifact.
+        identify: What of the inputs belongs to the key; the digest of each, unless given.
+        still_good: A last question about a stored result; False runs the step again.
+    """
+    settings = Settings.from_environment()
+    with guarded(name, settings) as log:
+        store = Store(settings.store)
+        given = {role: reference.read(path) for role, path in inputs.items() if path}
+        identity = identify(given) if identify else {role: ref.digest for role, ref in given.items()}
+        key = key_of(kind, piece, identity, code.digest(kind))
+        stored = store.lookup(kind, key, lambda sentence: log.write(EventType.NOTE, message=sentence))
+        if stored is not None and (still_good is None or still_good(stored)):
+            result = Reference.to(store.folder(kind, key), stored)
+            log.write(EventType.REUSED, facts=_facts(kind, key, result))
+        else:
+            parents = _verified(given)
+            work = Work(settings, log, name, piece, key, store.folder(kind, key), store.scratch(kind, key), given, parents)
+            result = _make(store, work, _record(kind, identity, work), produce)
+        result.write(Path(out))
+    return result
+
+
+def key_of(kind: str, piece: Mapping[str, Any], identity: Mapping[str, str], code_digest: str) -> str:
+    """The name of a step's result before it exists: 64 hex digits."""
+    return manifest.digest_of({"kind": kind, "piece": recipe.key_content(piece), "inputs": dict(identity), "code": code_digest})
+
+
+@contextlib.contextmanager
+def guarded(name: str, settings: Settings) -> Iterator[EventLog]:
+    """Announce the step; turn every way of failing into a `failed` event and a SystemExit with the right code."""
+    attempt = 1 + sum(e.type is EventType.STEP_STARTED and e.step == name for e in events.read(settings.events))
+    log = EventLog(settings.events, name, attempt)
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        log.write(EventType.STEP_STARTED, facts={"pid": os.getpid()})
+        if (settings.run_folder / STOP_FILE).exists():
+            raise KeyboardInterrupt
+        yield log
+    except BaseException as error:  # noqa: BLE001 (every way of failing must end as a letter)
+        letter = as_letter(error, settings)
+        with contextlib.suppress(BiovlmError):  # a full disk must not hide the reason for the failure
+            log.write(EventType.FAILED, exit_code=letter.exit_code, message=letter.message, hint=letter.hint)
+        sys.stderr.write(f"{name}: {letter}\n")  # KFP's log; the command reads the event
+        raise SystemExit(int(letter.exit_code)) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        if not settings.mirrored:
+            _mirror(settings)
+
+
+def as_letter(error: BaseException, settings: Settings) -> BiovlmError:
+    """The letter that says what happened. An unexpected error leaves its trace in the log, without values of variables."""
+    if isinstance(error, BiovlmError):
+        return error
+    if isinstance(error, KeyboardInterrupt):
+        return PreemptedError("the step was stopped", "nothing is lost; the same command goes on from the last checkpoint")
+    if isinstance(error, OSError) and error.errno in manifest.CANNOT_WRITE_ERRNOS:
+        return manifest.cannot_write(Path(str(error.filename or settings.home)), error)
+    if any(words in str(error) for words in FULL_DISK):
+        return manifest.cannot_write(settings.home, OSError(errno.ENOSPC, "no space left on the device"))
+    frames = traceback.extract_tb(error.__traceback__)
+    text = f": {error}" if settings.trace else ""
+    sys.stderr.write("".join(traceback.format_list(frames)) + type(error).__name__ + text + "\n")
+    place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return InternalError(
+        f"{type(error).__name__}{place}",
+        f"this is a defect; its trace is in {settings.run_folder / 'kfp.log'}, and BIOVLM_TRACE=1 adds the error's text to it",
+    )
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _mirror(settings: Settings) -> None:
+    from components.platform import mirror  # mlflow costs seconds, and a laptop's run has one process for it
+
+    mirror.copy_once(settings)
+
+
+def _verified(given: Mapping[str, Reference]) -> dict[str, str]:
+    """Hash the inputs of a step that will really run. RefusedError, MissingInputError: one is not what its reference says."""
+    for ref in given.values():
+        if not ref.is_none:
+            manifest.verify(ref.folder, ref.digest)
+    return {role: ref.digest for role, ref in given.items() if not ref.is_none}
+
+
+def _make(store: Store, work: Work, record: StepRecord, produce: Callable[[Work], None]) -> Reference:
+    store.write_record(record)
+    produce(work)
+    result = Reference.to(work.final, manifest.read(work.final))
+    seconds = time.time() - record.started
+    store.write_record(record.model_copy(update={"seconds": seconds}))
+    work.log.write(EventType.FINISHED, seconds=seconds, facts=_facts(record.kind, work.key, result))
+    return result
+
+
+def _record(kind: str, identity: Mapping[str, str], work: Work) -> StepRecord:
+    return StepRecord(
+        key=work.key,
+        kind=kind,
+        name=work.name,
+        run_id=work.settings.run_id,
+        piece=recipe.key_content(work.piece),
+        identity=dict(identity),
+        code=code.digest(kind),
+        inputs={role: _source(ref, work.settings.store) for role, ref in work.inputs.items() if not ref.is_none},
+        revision=code.revision(),
+        versions=_versions(),
+        started=time.time(),
+    )
+
+
+def _source(ref: Reference, store: Path) -> Source:
+    """An input by its place in the store, which may move as a whole."""
+    uri = ref.folder.relative_to(store).as_posix() if ref.folder.is_relative_to(store) else ref.uri
+    return Source(kind=ref.kind, uri=uri, digest=ref.digest)
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": sys.version.split()[0]}
+    for name in LIBRARIES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def _facts(kind: str, key: str, result: Reference) -> dict[str, Any]:
+    return {"kind": kind, "key": key, "folder": result.uri, "digest": result.digest, "figures": result.facts["figures"]}

@@ -1,0 +1,189 @@
+"""The door to MLflow: runs, curves, files, and the registry's client.
+
+1. `Tracking(settings)` opens the store: embedded SQLite under `BIOVLM_HOME` unless MLFLOW_TRACKING_URI says otherwise. A store
+   that does not answer is a MissingInputError within seconds.
+2. `root(run_id)` is the one run of a pipeline run, `child(run_id, step, attempt)` one run a step below it. Both are found again
+   by their tags, so any process may ask for them in any order.
+3. `curves`, `inputs`, `files` and `finish` write to a run by its id.
+
+Always `MlflowClient` with explicit ids: `mlflow.start_run` takes MLFLOW_RUN_ID out of the environment and then ignores the
+parent. MLflow cuts long values silently, so long things go into files. Nothing that comes from a record is written here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import time
+import urllib.parse
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from components.platform import peek
+from components.platform.settings import Settings
+from model.manifest import cannot_write
+
+DIGEST_CHARS = 36  # MLflow refuses longer digests of data sets
+PARAM_CHARS = 500
+QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+}
+RUN_TAG, STEP_TAG, ATTEMPT_TAG, KEY_TAG = "biovlm.run_id", "biovlm.step", "biovlm.attempt", "biovlm.key"
+REUSED_TAG = "biovlm.reused"
+
+
+class Tracking:
+    """An open tracking store."""
+
+    def __init__(self, settings: Settings) -> None:
+        reachable(settings.tracking_uri)
+        for name, value in QUIET.items():
+            os.environ.setdefault(name, value)
+        from mlflow.exceptions import MlflowException
+        from mlflow.tracking import MlflowClient
+
+        self.settings = settings
+        # Two processes that make or migrate the same SQLite file at once break it; the lock also makes find-or-create one act.
+        with _locked(settings.home / "mlflow.lock"):
+            try:
+                self.client = MlflowClient(tracking_uri=settings.tracking_uri, registry_uri=settings.tracking_uri)
+                self.experiment_id, self.store_id = self._experiment()
+            except (MlflowException, OSError) as error:
+                raise peek.unreachable(settings.tracking_uri, type(error).__name__) from None
+
+    def _experiment(self) -> tuple[str, str]:
+        found = self.client.get_experiment_by_name(self.settings.experiment)
+        if found is None:
+            embedded = self.settings.tracking_uri.startswith("sqlite:")
+            place = str(self.settings.mlflow_artifacts) if embedded else None
+            mark = uuid.uuid4().hex
+            return self.client.create_experiment(self.settings.experiment, place, {peek.STORE_ID: mark}), mark
+        if peek.STORE_ID not in found.tags:
+            self.client.set_experiment_tag(found.experiment_id, peek.STORE_ID, uuid.uuid4().hex)
+            return self._experiment()
+        return str(found.experiment_id), str(found.tags[peek.STORE_ID])
+
+    def root(self, run_id: str, tags: Mapping[str, str] | None = None) -> str:
+        """The MLflow run of a pipeline run, made on first need."""
+        return self._run(run_id, {RUN_TAG: run_id, STEP_TAG: "pipeline", **(tags or {})}, {RUN_TAG: run_id, STEP_TAG: "pipeline"})
+
+    def child(self, run_id: str, step: str, attempt: int = 1) -> str:
+        """The MLflow run of one attempt of a step, made on first need below the root."""
+        own = {RUN_TAG: run_id, STEP_TAG: step, ATTEMPT_TAG: str(attempt)}
+        return self._run(step, {**own, "mlflow.parentRunId": self.root(run_id)}, own)
+
+    def _run(self, name: str, tags: Mapping[str, str], known_by: Mapping[str, str]) -> str:
+        with _locked(self.settings.home / "mlflow.lock"):
+            found = self.find(known_by)
+            return found or str(self.client.create_run(self.experiment_id, tags=dict(tags), run_name=name).info.run_id)
+
+    def find(self, tags: Mapping[str, str], newest: bool = False) -> str | None:
+        """The id of the run that carries all `tags` (the oldest, unless `newest`); None without one."""
+        text = " AND ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+        order = [f"attributes.start_time {'DESC' if newest else 'ASC'}"]
+        runs = self.client.search_runs([self.experiment_id], filter_string=text, max_results=1, order_by=order)
+        return str(runs[0].info.run_id) if runs else None
+
+    def version_tags(self, name: str, alias: str) -> dict[str, str] | None:
+        """Tags of the version of the registered model `name` with `alias`, with its number as `version`; None without one."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            found = self.client.get_model_version_by_alias(name, alias)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise peek.unreachable(self.settings.tracking_uri, error.error_code) from None
+        return {**found.tags, "version": str(found.version)}
+
+    def curves(self, run: str, points: Iterable[tuple[int, float, Mapping[str, float]]]) -> None:
+        """Append points (step, time in seconds, metrics) to the curves of a run."""
+        from mlflow.entities import Metric
+
+        metrics = [Metric(k, v, int(when * 1000), step) for step, when, values in points for k, v in values.items()]
+        for start in range(0, len(metrics), 900):
+            self.client.log_batch(run, metrics=metrics[start : start + 900])
+
+    def params(self, run: str, values: Mapping[str, Any]) -> None:
+        """Write parameters, nested ones as `a.b`. What MLflow would cut is cut here, visibly."""
+        from mlflow.entities import Param
+
+        pairs = [Param(key, text if len(text) <= PARAM_CHARS else text[: PARAM_CHARS - 3] + "...") for key, text in _flat(values)]
+        for start in range(0, len(pairs), 90):
+            self.client.log_batch(run, params=pairs[start : start + 90])
+
+    def tags(self, run: str, values: Mapping[str, str]) -> None:
+        """Write tags."""
+        from mlflow.entities import RunTag
+
+        self.client.log_batch(run, tags=[RunTag(key, value) for key, value in values.items()])
+
+    def inputs(self, run: str, sets: Mapping[str, Mapping[str, Any]], context: str) -> None:
+        """Say which data sets a run read: name -> facts of the data artifact (uri, digest, revision, licence)."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        datasets = []
+        for name, facts in sets.items():
+            tags = {"mlflow.data.context": context, "sha256": str(facts["digest"])}
+            tags |= {key: str(facts[key]) for key in ("revision", "licence") if key in facts}
+            source = json.dumps({"uri": str(facts.get("uri", ""))})
+            dataset = Dataset(name=name, digest=str(facts["digest"])[:DIGEST_CHARS], source_type="local", source=source)
+            datasets.append(DatasetInput(dataset, [InputTag(key, value) for key, value in tags.items()]))
+        if datasets:
+            self.client.log_inputs(run, datasets)
+
+    def files(self, run: str, paths: Iterable[Path], folder: str | None = None) -> None:
+        """Keep small files with a run."""
+        for path in paths:
+            self.client.log_artifact(run, str(path), folder)
+
+    def finish(self, run: str, status: str, when: float | None = None) -> None:
+        """Close a run: FINISHED, FAILED or KILLED."""
+        self.client.set_terminated(run, status=status, end_time=int((when or time.time()) * 1000))
+
+
+def reachable(uri: str) -> None:
+    """MissingInputError unless something answers at the address of the tracking store; asked before the slow client tries."""
+    parts = urllib.parse.urlsplit(uri)
+    if not parts.hostname:
+        return
+    port = parts.port or {"https": 443, "http": 80, "postgresql": 5432, "mysql": 3306}.get(parts.scheme.partition("+")[0], 80)
+    try:
+        socket.create_connection((parts.hostname, port), timeout=peek.TIMEOUT_SECONDS).close()
+    except OSError as error:
+        raise peek.unreachable(uri, error.strerror or str(error)) from None
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock file of the embedded store. A server needs no lock, but taking one costs nothing."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = path.open("ab")
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    with stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested JSON values as (dotted name, text); lists of plain values stay one text."""
+    pairs: list[tuple[str, str]] = []
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            pairs += _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+            pairs += _flat({str(i): item for i, item in enumerate(value)}, f"{prefix}{key}.")
+        elif value is not None:
+            pairs.append((prefix + key, value if isinstance(value, str) else json.dumps(value)))
+    return pairs

@@ -1,0 +1,106 @@
+"""Preflight: check now what would fail later, and hand each step its slice of the recipe.
+
+1. The recipe is validated again: on a cluster it comes from whoever pressed the button.
+2. Libraries, the store, the disk and the tracking store are looked at; each complaint is one letter with the way out.
+3. The present champion is read, so that the whole run compares with the same one.
+4. Out come eight texts (one slice for each step, and the mark of the tracking store) and the reference to the champion's
+   checkpoint.
+
+Preflight is never reused: what it looks at changes between runs. It imports neither torch nor, where it can be avoided, MLflow.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import time
+import uuid
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import ValidationError
+
+from components.platform import champion as champions
+from components.platform.events import EventLog, EventType
+from components.platform.settings import Settings
+from components.platform.step import guarded
+from model import manifest, recipe
+from model.config import Recipe, Resources
+from model.errors import CannotWriteError, ConfigError, MissingInputError
+
+LIBRARIES = ("torch", "transformers", "peft", "safetensors", "ray", "mlflow", "dvc")
+LEAST_FREE_MIB = 512
+
+
+class Slices(NamedTuple):
+    """What preflight hands out, in the order of its door's outputs. JSON texts: KFP turns the integers of its own structs to
+    floats."""
+
+    data: str
+    align: str
+    instruct: str
+    task: str
+    evaluate: str
+    register: str
+    promote: str
+    tracking: str
+
+
+def run(recipe_json: str, champion: str) -> Slices:
+    """Check everything; write the champion's reference to the path `champion`; return the slices."""
+    settings = Settings.from_environment()
+    with guarded("preflight", settings) as log:
+        began = time.time()
+        checked = _recipe(recipe_json)
+        _libraries()
+        _machine(checked.resources, log)
+        _writable(settings.store)
+        found, tracking = champions.present(settings, checked.registered_model)
+        found.write(Path(champion))
+        pieces = {name: manifest.canonical_json(piece) for name, piece in recipe.slices(checked).items()}
+        facts = {"champion": found.facts.get("version", "none"), "recipe_digest": recipe.digest(checked)}
+        log.write(EventType.FINISHED, seconds=time.time() - began, facts={"kind": "preflight", **facts})
+    return Slices(**pieces, tracking=tracking)
+
+
+def _recipe(text: str) -> Recipe:
+    try:
+        return Recipe.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "recipe"
+        raise ConfigError(f"{field}: {first['msg']}", "every field is described in recipes/schema.json") from None
+
+
+def _libraries() -> None:
+    missing = [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingInputError(f"not installed: {', '.join(missing)}", "pip install 'biovlm[train,platform]'")
+
+
+def _machine(resources: Resources, log: EventLog) -> None:
+    wanted, present = resources.workers * resources.cpus_per_worker, os.cpu_count() or 1
+    if wanted > present:
+        log.write(EventType.NOTE, message=f"{wanted:g} CPUs are asked for, this machine has {present}: training will be slow")
+    if resources.gpus_per_worker and shutil.which("nvidia-smi") is None:
+        raise ConfigError(
+            f"resources.gpus_per_worker is {resources.gpus_per_worker}, and this machine has no GPU",
+            "run with --set resources.gpus_per_worker=0, or on a machine with a GPU",
+        )
+
+
+def _writable(store: Path) -> None:
+    probe = store / f".probe-{uuid.uuid4().hex[:8]}"
+    try:
+        store.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"written")
+        probe.unlink()
+    except OSError as error:
+        raise manifest.cannot_write(store, error) from error
+    free_mib = shutil.disk_usage(store).free // 2**20
+    if free_mib < LEAST_FREE_MIB:
+        raise CannotWriteError(
+            f"{store}: {free_mib:,} MiB are free, a run needs at least {LEAST_FREE_MIB:,} MiB",
+            "free some space, or set BIOVLM_HOME to another disk",
+        )

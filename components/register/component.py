@@ -1,0 +1,20 @@
+"""The KFP door of registration."""
+
+from kfp import dsl
+
+LAUNCHER_IMAGE = "biovlm-launcher-python"
+
+
+@dsl.component(base_image=LAUNCHER_IMAGE, install_kfp_package=False)
+def register(
+    piece: str,
+    tracking: str,
+    data: dsl.Input[dsl.Dataset],
+    checkpoint: dsl.Input[dsl.Model],
+    report: dsl.Input[dsl.Artifact],
+    receipt: dsl.Output[dsl.Artifact],
+) -> None:
+    """Export the checkpoint and make it a version of the registered model."""
+    from components.register.step import run
+
+    run(piece, tracking, data.path, checkpoint.path, report.path, receipt.path)

@@ -1,0 +1,112 @@
+"""Registration: the checkpoint becomes a plain transformers folder and a version of the registered model, with its lineage.
+
+1. The checkpoint is exported (`model.architecture.export`) into the store under the checkpoint's digest.
+2. A LoggedModel and a version are made in MLflow, or found again by the checkpoint's digest: the same candidate has one version,
+   however often this step runs.
+3. The version's tags name checkpoint, report, data, recipe, code and licences; they are what `biovlm lineage` and promotion read.
+4. The receipt holds `lineage.json`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+from components.platform import champion, inputs, lineage
+from components.platform.reference import Reference
+from components.platform.step import Work, run_step
+from components.platform.store import Store
+from components.register.registry import Candidate, ensure_version
+from model import manifest
+from model.config import RegisterSlice
+from model.errors import BiovlmError
+
+KIND = "receipt"
+USE = "research only: not a medical device, not for clinical decisions"
+
+
+def run(piece: str, tracking: str, data: str, checkpoint: str, report: str, receipt: str) -> None:
+    """Register or find the version of a checkpoint, and write the receipt's reference to the path `receipt`."""
+    given = {"data": data, "checkpoint": checkpoint, "report": report}
+    run_step("register", "register", json.loads(piece), given, receipt, _produce, partial(identity, tracking))
+
+
+def identity(tracking: str, given: Mapping[str, Reference]) -> dict[str, str]:
+    """What belongs to the key. A new tracking store has no versions, so its mark belongs to it."""
+    return {"checkpoint": given["checkpoint"].digest, "report": given["report"].digest, "tracking": tracking}
+
+
+def _produce(work: Work) -> None:
+    wanted, store = RegisterSlice.model_validate(work.piece), Store(work.settings.store)
+    checkpoint, report = work.inputs["checkpoint"], work.inputs["report"]
+    exported = _export(work, store)
+    tree = lineage.tree(store, lineage.relative(store, report.folder))
+    candidate = Candidate(
+        registered_model=wanted.registered_model,
+        checkpoint=checkpoint.digest,
+        source=exported,
+        tags=_tags(wanted, work, store, exported, tree),
+        figures={name: float(value) for name, value in report.facts.get("figures", {}).items()},
+        sets=work.inputs["data"].facts["sets"],
+        attempt=work.log.attempt,
+    )
+    version, model_id = ensure_version(work.settings, candidate)
+    top = lineage.Node(
+        kind="version",
+        name=f"{wanted.registered_model} {version}",
+        facts={"recipe": wanted.recipe, "recipe_digest": wanted.recipe_digest, "use": USE},
+        children=(tree,),
+    )
+    facts = {
+        "registered_model": wanted.registered_model,
+        "version": version,
+        "model_id": model_id,
+        "checkpoint": checkpoint.digest,
+        "export": lineage.relative(store, exported),
+        "figures": {"version": version},
+    }
+    with manifest.commit(work.final, KIND, work.parents, facts) as folder:
+        (folder / "lineage.json").write_text(top.model_dump_json(indent=1), encoding="utf-8")
+
+
+def _tags(wanted: RegisterSlice, work: Work, store: Store, exported: Path, tree: lineage.Node) -> dict[str, str]:
+    checkpoint, data = work.inputs["checkpoint"], work.inputs["data"]
+    nodes = list(_all(tree))
+    code = next(node for node in nodes if node.kind == "code")
+    licences = sorted({node.facts["licence"] for node in nodes if "licence" in node.facts})
+    return {
+        champion.CHECKPOINT_DIGEST: checkpoint.digest,
+        champion.CHECKPOINT_PATH: lineage.relative(store, checkpoint.folder),
+        champion.RECEIPT_KEY: work.key,
+        "biovlm.report": work.inputs["report"].digest,
+        "biovlm.data": data.digest,
+        "biovlm.export": lineage.relative(store, exported),
+        "biovlm.recipe": wanted.recipe,
+        "biovlm.recipe_digest": wanted.recipe_digest,
+        "biovlm.commit": code.facts["commit"],
+        "biovlm.dirty": code.facts["dirty"],
+        "biovlm.licences": ", ".join(licences),
+        "biovlm.use": USE,
+    }
+
+
+def _all(node: lineage.Node) -> list[lineage.Node]:
+    return [node, *(found for child in node.children for found in _all(child))]
+
+
+def _export(work: Work, store: Store) -> Path:
+    """The export of the checkpoint, made unless the store has it."""
+    checkpoint = work.inputs["checkpoint"]
+    final = store.root / "exports" / checkpoint.digest
+    if final.exists():
+        try:
+            manifest.verify(final)
+            return final
+        except BiovlmError:
+            store.set_aside(final)
+    from components.register.export import export_checkpoint  # torch and transformers
+
+    export_checkpoint(checkpoint.folder, inputs.verified(work.inputs["data"], store.root)["bases"], final)
+    return final

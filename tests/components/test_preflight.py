@@ -1,0 +1,71 @@
+"""Preflight finds what would fail later, and says it in one letter."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from components.platform import reference
+from components.preflight import step as preflight
+from model import recipe
+from tests.pipelines import micro
+
+
+@pytest.fixture
+def check(store, tmp_path, happened):
+    """Run preflight; its slices, or the letter it ended with."""
+
+    def run(text):
+        try:
+            return preflight.run(text, str(tmp_path / "champion.json"))
+        except SystemExit:
+            return happened(types_only=False)[-1]
+
+    return run
+
+
+def test_each_step_gets_its_slice_and_numbers_keep_their_type(check, tmp_path):
+    slices = check(micro.recipe().model_dump_json())
+    expected = recipe.slices(micro.recipe())
+    assert {name: json.loads(getattr(slices, name)) for name in expected} == expected
+    assert isinstance(json.loads(slices.align)["seed"], int)
+    assert reference.read(tmp_path / "champion.json").is_none
+    assert len(slices.tracking) == 32
+
+
+def test_an_invalid_recipe_ends_with_78_and_names_the_field(check):
+    content = json.loads(micro.recipe().model_dump_json())
+    content["stages"]["task"]["epochs"] = -1
+    letter = check(json.dumps(content))
+    assert (letter.exit_code, "stages.task.epochs" in letter.message) == (78, True)
+
+
+def test_a_missing_library_ends_with_66(check, monkeypatch):
+    monkeypatch.setattr(preflight, "LIBRARIES", ("json", "no_such_library"))
+    letter = check(micro.recipe().model_dump_json())
+    assert (letter.exit_code, letter.message) == (66, "not installed: no_such_library")
+
+
+def test_too_little_free_space_ends_with_73(check, monkeypatch):
+    monkeypatch.setattr(preflight, "LEAST_FREE_MIB", 10**9)
+    letter = check(micro.recipe().model_dump_json())
+    assert letter.exit_code == 73
+    assert "MiB are free" in letter.message
+
+
+def test_a_store_that_takes_no_writes_ends_with_73(check, store):
+    store.store.write_text("a file where the folder should be")
+    assert check(micro.recipe().model_dump_json()).exit_code == 73
+
+
+def test_gpus_that_are_not_there_end_with_78(check, monkeypatch):
+    monkeypatch.setattr(preflight.shutil, "which", lambda name: None)
+    letter = check(micro.recipe(resources={"gpus_per_worker": 1}).model_dump_json())
+    assert letter.exit_code == 78
+    assert "no GPU" in letter.message
+
+
+def test_more_workers_than_processors_is_only_a_note(check, happened):
+    check(micro.recipe(resources={"workers": 999}).model_dump_json())
+    assert "note" in happened()

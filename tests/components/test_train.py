@@ -1,0 +1,59 @@
+"""What belongs to a training step's key, and how a worker's error reaches the user."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from components.platform.reference import Reference
+from components.train import letter
+from components.train.step import identity
+from model import errors, recipe
+from model.config import TrainSlice
+from tests.pipelines import micro
+
+
+def data(**changes):
+    facts = {
+        "sets": {name: {"digest": f"{name}-1"} for name in ("mini", "other")},
+        "bases": {name: {"digest": f"{name}-1"} for name in ("mini-tower", "mini-language")},
+        "excluded": {"mini": [], "other": ["x"]},
+    }
+    return Reference(kind="data", digest="d", facts=facts | changes)
+
+
+@pytest.fixture
+def align():
+    return TrainSlice.model_validate(recipe.slices(micro.recipe())["align"])
+
+
+def test_a_stage_depends_on_what_it_reads_and_on_nothing_else_of_the_data(align):
+    found = identity(align, {"data": data()})
+    assert found == {name: f"{name}-1" for name in ("mini", "mini-tower", "mini-language")}
+    assert identity(align, {"data": data(excluded={"mini": ["a"]})}) != found
+    assert identity(align, {"data": data(), "parent": Reference(kind="checkpoint", digest="p")})["parent"] == "p"
+
+
+def test_a_set_that_the_data_step_did_not_bring_is_named(align):
+    with pytest.raises(errors.MissingInputError, match="no mini"):
+        identity(align, {"data": data(sets={})})
+
+
+@pytest.mark.parametrize("kind", errors.BiovlmError.__subclasses__())
+def test_a_workers_error_keeps_its_kind_message_and_hint(tmp_path, kind):
+    letter.write(tmp_path / "scratch", kind("loss is nan at step 7", "lower the learning rate"))
+    letter.write(tmp_path / "scratch", errors.InternalError("a later one"))
+    with pytest.raises(kind) as raised:
+        letter.raise_letter(tmp_path / "scratch")
+    assert (raised.value.message, raised.value.hint) == ("loss is nan at step 7", "lower the learning rate")
+
+
+def test_without_a_letter_nothing_is_raised(tmp_path):
+    letter.raise_letter(tmp_path)
+
+
+def test_a_change_of_the_task_recipe_touches_no_other_slice():
+    before, after = (recipe.slices(micro.recipe(stages={"task": {"epochs": epochs}})) for epochs in (1, 2))
+    changed = {name for name in before if json.dumps(before[name]) != json.dumps(after[name])}
+    assert changed == {"task", "register"}  # the version names the digest of the whole recipe
