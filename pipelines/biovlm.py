@@ -1,0 +1,61 @@
+"""The pipeline: data, three stages of training, evaluation beside the champion, registration, promotion.
+
+Order follows from who needs what: every edge is an artifact, a small JSON reference (components/platform/reference.py). KFP's own
+cache is off everywhere: its key does not see what is inside an input, or which code a component imports. Each step looks for its
+result in the store under a key that does (components/platform/step.py).
+"""
+
+# No `from __future__ import annotations`: KFP reads the annotations themselves.
+from pathlib import Path
+
+from kfp import compiler, dsl
+
+from components.data.component import data
+from components.evaluate.component import evaluate
+from components.preflight.component import preflight
+from components.promote.component import promote
+from components.register.component import register
+from components.train.component import train
+
+COMPILED = Path(__file__).parent / "compiled" / "biovlm.yaml"
+
+
+@dsl.pipeline(name="biovlm", description="Train an assistant in three stages, evaluate it, promote it if it is better.")
+def biovlm(recipe: str) -> None:
+    """One run of one recipe.
+
+    Args:
+        recipe: A complete recipe (model.config.Recipe) as JSON.
+    """
+    start = preflight(recipe=recipe)
+    champion, tracking, questions = (start.outputs[name] for name in ("champion", "tracking", "evaluate"))
+
+    material = data(piece=start.outputs["data"])
+    align = train(piece=start.outputs["align"], data=material.output)
+    instruct = train(piece=start.outputs["instruct"], data=material.output, parent=align.output)
+    task = train(piece=start.outputs["task"], data=material.output, parent=instruct.output)
+
+    report = evaluate(who="evaluate", piece=questions, data=material.output, checkpoint=task.output)
+    rival = evaluate(who="champion", piece=questions, data=material.output, checkpoint=champion)
+
+    receipt = register(
+        piece=start.outputs["register"], tracking=tracking, data=material.output, checkpoint=task.output, report=report.output
+    )
+    decision = promote(
+        piece=start.outputs["promote"],
+        tracking=tracking,
+        receipt=receipt.output,
+        report=report.output,
+        champion=champion,
+        champion_report=rival.output,
+    )
+
+    names = ("preflight", "data", "align", "instruct", "task", "evaluate", "champion", "register", "promote")
+    tasks = (start, material, align, instruct, task, report, rival, receipt, decision)
+    for name, step in zip(names, tasks, strict=True):
+        step.set_display_name(name).set_caching_options(False)
+
+
+def compile_to(path: Path) -> None:
+    """Write the compiled pipeline, every task with KFP's cache off."""
+    compiler.Compiler().compile(biovlm, str(path))

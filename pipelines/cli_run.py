@@ -1,0 +1,79 @@
+"""`biovlm run`, `plan` and `compile`: the whole pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipelines import output
+
+if TYPE_CHECKING:
+    from pipelines.summary import RunResult
+
+RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="Name of a recipe, or path of a YAML file.", metavar="RECIPE")]
+Changes = Annotated[
+    list[str] | None, typer.Option("--set", help="Change a field: stages.task.epochs=2; may be repeated.", metavar="A.B=VALUE")
+]
+Data = Annotated[str | None, typer.Option("--data", help="Task stage and evaluation on this data set.", metavar="NAME")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+DEFAULT = "tiny"
+SHOWN = 12
+"""Hex digits of a digest that a reader sees."""
+
+
+def run(recipe: RecipeName = DEFAULT, data: Data = None, changes: Changes = None, json: Json = False) -> None:
+    """Run the whole pipeline on this machine; what has not changed is reused."""
+    from pipelines.choice import chosen
+
+    wanted = chosen(recipe, data, changes or ())
+    from pipelines import display, local  # after what can be said at once
+
+    with display.choose(output.console(), silent=json) as shown:
+        result = local.run(wanted, shown)
+    if json:
+        output.emit_json(result.model_dump(mode="json"))
+    else:
+        _close(result)
+    if result.error is not None:
+        raise result.error
+
+
+def plan(recipe: RecipeName = DEFAULT, data: Data = None, changes: Changes = None, json: Json = False) -> None:
+    """Say which steps a run would execute, which it would reuse, and why. Runs nothing."""
+    from dataclasses import asdict
+
+    from components.platform.settings import Settings
+    from pipelines.choice import chosen
+
+    wanted = chosen(recipe, data, changes or ())
+    from pipelines import plan as plans  # after what can be said at once
+
+    steps = plans.plan(wanted, Settings.from_environment())
+    if json:
+        output.emit_json([asdict(step) for step in steps])
+        return
+    rows = [(step.name, "reuse" if step.reused else "run", (step.key or "-")[:SHOWN], step.reason) for step in steps]
+    output.emit_table(("step", "would", "key", "because"), rows)
+
+
+def compile_pipeline(
+    out: Annotated[Path | None, typer.Option("--out", help="Where to; pipelines/compiled/biovlm.yaml.", metavar="FILE")] = None,
+) -> None:
+    """Compile the pipeline for a Kubeflow server."""
+    from pipelines import biovlm
+
+    path = out or biovlm.COMPILED
+    biovlm.compile_to(path)
+    output.emit(str(path))
+
+
+def _close(result: RunResult) -> None:
+    """The table, and where to look next."""
+    from components.platform.settings import Settings
+    from pipelines import closing
+
+    output.show(closing.table(result))
+    for line in closing.lines(result, Settings.from_environment().tracking_uri):
+        output.say(line)

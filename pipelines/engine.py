@@ -1,0 +1,32 @@
+"""The process in which KFP's local runner executes the compiled pipeline; started by `pipelines.local`, once a run.
+
+A process of its own, because KFP's runner prints, patches stdout and knows no way to be stopped: here its output is a log file,
+and its end is an exit code.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from pathlib import Path
+
+from kfp import components, local
+
+
+def main(compiled: Path, recipe: Path, pipeline_root: Path) -> None:
+    """Execute the pipeline in the file `compiled` for the recipe in the file `recipe`; KFP's own files go below
+    `pipeline_root`."""
+    # Image names without "python" in them, and settings that only a cluster knows: said once a task, of no use here.
+    warnings.filterwarnings("ignore", module="kfp")
+    local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(pipeline_root), raise_on_error=True)
+    pipeline = components.load_component_from_file(str(compiled))
+    try:
+        pipeline(recipe=recipe.read_text(encoding="utf-8"))
+    except RuntimeError as error:
+        sys.stderr.write(f"{error}\n")  # a failed step; it has said why in the event log
+        raise SystemExit(os.EX_SOFTWARE) from None
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:4]))

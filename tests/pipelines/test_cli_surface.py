@@ -1,0 +1,53 @@
+"""The public face of `biovlm`: growing it is a deliberate act, done here."""
+
+from __future__ import annotations
+
+import typer.main
+
+from pipelines.cli import app
+
+SURFACE = {
+    "run": {"--recipe", "-r", "--data", "--set", "--json"},
+    "plan": {"--recipe", "-r", "--data", "--set", "--json"},
+    "compile": {"--out"},
+    "data build": {"--json"},
+    "data import": {"name", "--path", "--json"},
+    "data check": {"name", "--revision", "--json"},
+    "data list": {"--json"},
+    "train": {"--stage", "--out", "--parent", "--recipe", "-r", "--data", "--set"},
+    "evaluate": {"--recipe", "-r", "--data", "--set", "--json"},
+    "chat": {"question", "--image", "--model", "--json"},
+    "registry list": {"--json"},
+    "registry history": {"name", "--json"},
+    "lineage show": {"model", "--json"},
+    "lineage verify": {"model", "--json"},
+    "doctor": {"--json"},
+    "schema": set(),
+}
+
+
+def walk(command, path=()):
+    """Every command with its options (as typed) and arguments (by name)."""
+    if hasattr(command, "commands"):
+        for name, child in command.commands.items():
+            yield from walk(child, (*path, name))
+        return
+    typed = set()
+    for parameter in command.params:
+        typed |= set(parameter.opts) if parameter.param_type_name == "option" else {parameter.name}
+    yield " ".join(path), typed
+
+
+def test_the_commands_and_their_options_are_these():
+    assert dict(walk(typer.main.get_command(app))) == SURFACE
+
+
+def test_every_command_and_option_says_what_it_does():
+    def mute(command, path=()):
+        if not (command.help or "").strip():
+            yield " ".join(path)
+        for name, child in getattr(command, "commands", {}).items():
+            yield from mute(child, (*path, name))
+        yield from (f"{' '.join(path)} {p.name}" for p in command.params if not getattr(p, "help", None))
+
+    assert not list(mute(typer.main.get_command(app)))
