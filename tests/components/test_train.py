@@ -6,11 +6,15 @@ import json
 
 import pytest
 
+from components.evaluate import step as evaluate
+from components.platform import inputs
 from components.platform.reference import Reference
 from components.train import letter
 from components.train.step import identity
 from model import errors, recipe
-from model.config import TrainSlice
+from model.config import EvaluateSlice, TrainSlice
+from model.data.dataset import Audit
+from model.training.stage import StageInputs
 from tests.pipelines import micro
 
 
@@ -33,6 +37,26 @@ def test_a_stage_depends_on_what_it_reads_and_on_nothing_else_of_the_data(align)
     assert found == {name: f"{name}-1" for name in ("mini", "mini-tower", "mini-language")}
     assert identity(align, {"data": data(excluded={"mini": ["a"]})}) != found
     assert identity(align, {"data": data(), "parent": Reference(kind="checkpoint", digest="p")})["parent"] == "p"
+
+
+def test_a_question_set_depends_on_what_the_audit_left_of_it():
+    asked = EvaluateSlice.model_validate(recipe.slices(micro.recipe())["evaluate"])
+    given = {"checkpoint": Reference(kind="checkpoint", digest="c")}
+    found = [
+        evaluate.identity(asked, {**given, "data": data(excluded=excluded)}) for excluded in ({}, {"mini": []}, {"mini": ["a"]})
+    ]
+    assert found[0] == found[1] != found[2]
+
+
+def test_what_the_audit_found_and_allowed_goes_to_those_who_read_after_it():
+    limits = {"max_quarantined": 0.5, "max_image_pixels": 64}
+    found = inputs.audit(data(limits=limits, excluded={"mini": ["a"], "other": ["b"]}), ["mini"])
+    assert found == {"exclude": {"mini": ["a"]}, **limits}
+    assert StageInputs({}, {}, **found).max_image_pixels == Audit(**found).max_image_pixels == 64
+
+
+def test_the_limits_belong_to_no_key(align):
+    assert identity(align, {"data": data(limits={"max_quarantined": 0.5})}) == identity(align, {"data": data()})
 
 
 def test_a_set_that_the_data_step_did_not_bring_is_named(align):

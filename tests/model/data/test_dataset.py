@@ -113,6 +113,11 @@ def test_a_symbolic_link_out_of_the_data_set_is_refused(write_set: Writer, tmp_p
     assert open_dataset(tmp_path / "linked", verify=False).scan("train")[1][0].flaw is Flaw.UNSAFE_PATH
 
 
+def test_a_broken_line_is_told_by_its_own_line_and_column(write_set: Writer) -> None:
+    finding = open_dataset(write_set({"train": [*GOOD, b'{"id": "a"']})).scan("train")[1][0]
+    assert str(finding) == "records/train.jsonl:61: json: column 11: Expecting ',' delimiter"
+
+
 def test_windows_line_ends_are_fine(write_set: Writer) -> None:
     dataset = open_dataset(write_set({"train": [json.dumps(question("a")).encode() + b"\r"]}))
     assert [record.id for record in dataset.records("train")] == ["a"]
