@@ -88,7 +88,7 @@ def evaluate(recipe: RecipeName = DEFAULT, data: Data = None, changes: Changes =
     from pipelines.choice import chosen
 
     wanted, settings = chosen(recipe, data, changes or ()), Settings.from_environment()
-    champion, _ = champions.present(settings, wanted.registered_model)
+    champion, _ = champions.look(settings, wanted.registered_model)
     if champion.is_none:
         raise MissingInputError(f"{wanted.registered_model} has no champion yet", f"`biovlm run --recipe {recipe}` makes one")
     pieces = {name: canonical_json(piece) for name, piece in slices(wanted).items()}

@@ -153,7 +153,7 @@ class Lines(Silent):
             return f"{step.name}: started" if event.attempt == 1 else f"{step.name}: started again (attempt {event.attempt})"
         if event.type is EventType.RESUMED:
             return f"{step.name}: resumed from step {event.done}"
-        if event.type in (EventType.FINISHED, EventType.REUSED):
+        if event.type in (EventType.FINISHED, EventType.REUSED, EventType.FAILED):  # why it failed is said once, at the end
             return f"{step.name}: {_outcome(step)} in {duration(step.seconds(event.time))}"
         return f"{step.name}: {event.message}"
 

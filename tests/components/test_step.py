@@ -79,7 +79,7 @@ def test_an_input_that_was_changed_is_refused_with_77(step, happened):
         (MissingInputError("no set", "import it"), 66, "no set"),
         (DivergedError("loss is nan"), 79, "loss is nan"),
         (OSError(errno.ENOSPC, "No space left on device", "/x/file"), 73, "cannot write /x/file"),
-        (RuntimeError("Error: No space left on device (os error 28)"), 73, "no space left"),
+        (RuntimeError("Error: No space left on device (os error 28)"), 73, "No space left"),
         (KeyboardInterrupt(), 75, "stopped"),
         (KeyError("patient Miller"), 70, "KeyError"),
     ],

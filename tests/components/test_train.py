@@ -7,12 +7,13 @@ import json
 import pytest
 
 from components.evaluate import step as evaluate
-from components.platform import inputs
+from components.platform import inputs, launch
 from components.platform.reference import Reference
+from components.platform.settings import Settings
 from components.train import letter
 from components.train.step import identity
 from model import errors, recipe
-from model.config import EvaluateSlice, TrainSlice
+from model.config import EvaluateSlice, Resources, TrainSlice
 from model.data.dataset import Audit
 from model.training.stage import StageInputs
 from tests.pipelines import micro
@@ -71,6 +72,21 @@ def test_a_workers_error_keeps_its_kind_message_and_hint(tmp_path, kind):
     with pytest.raises(kind) as raised:
         letter.raise_letter(tmp_path / "scratch")
     assert (raised.value.message, raised.value.hint) == ("loss is nan at step 7", "lower the learning rate")
+
+
+@pytest.mark.parametrize(
+    ("failure", "kind"),
+    [
+        (errors.DivergedError("loss is nan"), errors.DivergedError),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), errors.CannotWriteError),
+        (ValueError("what?"), errors.InternalError),
+    ],
+)
+def test_workers_that_could_not_write_their_letter_are_understood_by_what_they_died_of(tmp_path, failure, kind):
+    failed = RuntimeError("training failed")
+    failed.worker_failures = {0: failure}
+    settings = Settings.from_environment({"BIOVLM_HOME": str(tmp_path)})
+    assert type(launch._letter(failed, tmp_path, Resources(), settings)) is kind
 
 
 def test_without_a_letter_nothing_is_raised(tmp_path):

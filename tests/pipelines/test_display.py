@@ -87,7 +87,7 @@ def test_lines_tell_the_story_without_a_terminal():
         "task: 10/40 steps",
         "task: started again (attempt 2)",
         "task: resumed from step 10",
-        "task: the loss is not a number",
+        "task: failed in 48 s",
     ]
 
 
