@@ -179,7 +179,7 @@ def failed_write(path: Path, error: BaseException) -> CannotWriteError | None:
         return cannot_write(path, error)
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, BiovlmError):
-        if isinstance(cause, OSError) and cause.errno in FULL_ERRNOS or any(words in str(cause) for words in FULL_DISK):
+        if (isinstance(cause, OSError) and cause.errno in FULL_ERRNOS) or any(words in str(cause) for words in FULL_DISK):
             return cannot_write(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
         cause = cause.__cause__ or cause.__context__
     return None
