@@ -115,9 +115,11 @@ def chat(
     """Ask the champion about an image. Research use only."""
     from components.platform import versions
     from components.platform.settings import Settings
+    from model.data.images import decode
 
     if not image.is_file():
         raise MissingInputError(f"no image at {image}", "give the path of a PNG, JPEG or BMP file as --image")
+    decode(image)  # a bad one is told now, and not after the model was loaded
     settings = Settings.from_environment()
     address = model or _default_model(settings)
     export = versions.find(settings, address).export(settings)

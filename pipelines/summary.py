@@ -99,7 +99,7 @@ def _step(name: str, mine: list[Event]) -> StepResult:
     facts = end.facts if end else {}
     return StepResult(
         name=name,
-        state=ends[end.type] if end else "stopped",
+        state=ends[end.type] if end and end.exit_code != ExitCode.PREEMPTED else "stopped",
         seconds=(end or mine[-1]).time - mine[0].time,
         resumed_from=resumed[-1] if resumed else None,
         figures=facts.get("figures", {}),

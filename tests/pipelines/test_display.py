@@ -91,6 +91,11 @@ def test_lines_tell_the_story_without_a_terminal():
     ]
 
 
+def test_a_step_that_was_asked_to_stop_did_not_fail():
+    stopped = event(EventType.FAILED, "task", 140, message="saved after step 9", exit_code=75)
+    assert shown(event(EventType.STEP_STARTED, "task", 92), stopped)[-1] == "task: stopped in 48 s"
+
+
 def test_markup_in_a_message_is_text():
     assert shown(event(EventType.NOTE, "data", message="see [red]images[/red]/[1]")) == ["data: see [red]images[/red]/[1]"]
 
