@@ -24,7 +24,8 @@ from model.errors import BiovlmError, ExitCode, InternalError
 KEY = "biovlm/run"
 POLL_SECONDS = 0.0002
 LOOK_SECONDS = 0.5
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,8 @@ def ending_together(run: Callable[P, R]) -> Callable[P, R]:
         try:
             return run(*args, **kw)
         except Exception as error:
-            known = isinstance(error, BiovlmError)
-            letter = error if known else InternalError(f"{type(error).__name__} on rank {rank}", "its own log says more")
+            unknown = InternalError(f"{type(error).__name__} on rank {rank}", "its own log says more")
+            letter = error if isinstance(error, BiovlmError) else unknown
             store.set(_place(store), json.dumps([type(letter).__name__, letter.message, letter.hint]))
             raise
 

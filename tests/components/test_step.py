@@ -106,7 +106,7 @@ def test_a_trace_shows_the_error_only_when_asked(step, monkeypatch, capfd):
     assert "patient Miller" in capfd.readouterr().err
 
 
-def test_a_failed_step_leaves_the_former_result_untouched(step, settings):
+def test_a_failed_step_leaves_the_former_result_untouched(step):
     first = step(PIECE)
 
     def fail(work):
@@ -162,7 +162,7 @@ def test_sigterm_ends_a_step_with_75_and_nothing_half_written(settings, tmp_path
     assert not (tmp_path / "out.json").exists()
 
 
-def test_a_reused_step_imports_nothing_heavy(step, settings, tmp_path):
+def test_a_reused_step_imports_nothing_heavy(step, tmp_path):
     step({})
     script = SLOW_STEP + "print(sorted({'torch', 'ray', 'mlflow', 'kfp', 'dvc', 'numpy'} & set(sys.modules)))"
     command = [sys.executable, "-c", script, str(tmp_path / "out.json")]

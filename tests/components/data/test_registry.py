@@ -279,7 +279,7 @@ def test_a_full_disk_is_called_so(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
-def test_a_build_that_was_stopped_is_repaired_by_the_next(tmp_path, monkeypatch, stop):
+def test_a_build_that_was_stopped_is_repaired_by_the_next(tmp_path, stop):
     code = write_checkout(tmp_path / "code")
     program = (
         f"from pathlib import Path; from components.data.registry import Registry; R = Registry(Path({str(tmp_path)!r}) / 'home',"

@@ -102,7 +102,7 @@ def test_no_file_outside_the_data_set_is_opened(write_set: Writer, tmp_path: Pat
     assert all(path.startswith(str(folder)) for path in opened if path.startswith(str(tmp_path)))
 
 
-def test_a_symbolic_link_out_of_the_data_set_is_refused(write_set: Writer, tmp_path: Path) -> None:
+def test_a_symbolic_link_out_of_the_data_set_is_refused(tmp_path: Path) -> None:
     (tmp_path / "outside.png").write_bytes(b"x")
     with commit(tmp_path / "linked", kind="data") as folder:
         (folder / "records").mkdir()
