@@ -1,13 +1,16 @@
 """The process in which KFP's local runner executes the compiled pipeline; started by `pipelines.local`, once a run.
 
 A process of its own, because KFP's runner prints, patches stdout and knows no way to be stopped: here its output is a log file,
-and its end is an exit code.
+and its end is an exit code. Its input is a pipe that nobody writes to: when the command that started it is gone, however it went,
+the pipe closes, and the engine ends with every process that it started.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import warnings
 from pathlib import Path
 
@@ -15,8 +18,7 @@ from kfp import components, local
 
 
 def main(compiled: Path, recipe: Path, pipeline_root: Path) -> None:
-    """Execute the pipeline in the file `compiled` for the recipe in the file `recipe`; KFP's own files go below
-    `pipeline_root`."""
+    """Execute the pipeline in the file `compiled` for the recipe in the file `recipe`; KFP's files go below `pipeline_root`."""
     # Image names without "python" in them, and settings that only a cluster knows: said once a task, of no use here.
     warnings.filterwarnings("ignore", module="kfp")
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(pipeline_root), raise_on_error=True)
@@ -28,5 +30,11 @@ def main(compiled: Path, recipe: Path, pipeline_root: Path) -> None:
         raise SystemExit(os.EX_SOFTWARE) from None
 
 
+def _end_with_parent() -> None:
+    os.read(sys.stdin.fileno(), 1)  # not sys.stdin.read: its lock would be held when the interpreter ends
+    os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
 if __name__ == "__main__":
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     main(*map(Path, sys.argv[1:4]))

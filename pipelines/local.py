@@ -137,7 +137,7 @@ def _execute(settings: Settings, show: Callable[[], None]) -> BiovlmError | None
     )
     with (settings.run_folder / "kfp.log").open("ab") as out:
         engine = subprocess.Popen(
-            command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, cwd=CHECKOUT, env=environment, start_new_session=True
+            command, stdout=out, stderr=out, stdin=subprocess.PIPE, cwd=CHECKOUT, env=environment, start_new_session=True
         )
     with _sigterm_is_interrupt():
         try:

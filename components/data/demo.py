@@ -2,7 +2,7 @@
 
 1. `prepare` copies dvc.yaml and the sources its stages depend on from the checkout into the registry, and names the stages. The
    same relative paths stand in both places, so both have the same dvc.lock, and the registry's history shows what made its data.
-2. `dvc repro` builds there (components/data/registry.py), importing from the checkout.
+2. `dvc repro` builds there (components/data/registry.py), importing from the checkout, in the order of `waves`.
 3. `differences` compares the result with the dvc.lock that the checkout has in Git: only what is equal on every machine is in it.
 4. `stamp` notes what was built; `is_fresh` says that the same would be built again, without starting DVC.
 """
@@ -25,6 +25,20 @@ OUTS = "data/"
 def stages(code: Path) -> tuple[str, ...]:
     """Names of the demo's data sets and base models, in the order of dvc.yaml."""
     return tuple(_stages(code / "dvc.yaml"))
+
+
+def waves(code: Path) -> list[tuple[str, ...]]:
+    """The stages in an order in which they can be built; those of one wave need nothing of each other."""
+    left = dict(_stages(code / "dvc.yaml"))
+    found: list[tuple[str, ...]] = []
+    while left:
+        to_come = {out for stage in left.values() for out in stage["outs"]}
+        ready = tuple(name for name, stage in left.items() if to_come.isdisjoint(stage.get("deps", ())))
+        if not ready:
+            raise DataError(f"the stages {', '.join(left)} of {code / 'dvc.yaml'} wait for each other", "mend `deps` in dvc.yaml")
+        found.append(ready)
+        left = {name: stage for name, stage in left.items() if name not in ready}
+    return found
 
 
 def prepare(root: Path, code: Path) -> tuple[str, ...]:

@@ -103,7 +103,10 @@ class Registry:
             return self.git.head()
         with self._writing(progress) as lock:
             names = demo.prepare(self.root, self.code)
-            registry_dvc.call(self.root, ("repro",), self.code, progress, (lock,))
+            for stages in demo.waves(self.code):
+                # DVC builds one stage after the other; what needs nothing of each other is built side by side.
+                commands = [("repro", "--single-item", stage) for stage in stages]
+                registry_dvc.call(self.root, commands, self.code, progress, (lock,))
             for line in demo.differences(self.root, self.code):
                 progress(line)
             head = self._publish(names, "demo data", progress, lock)
@@ -144,7 +147,7 @@ class Registry:
             if old is not None and old.digest == new.digest:
                 return old.revision
             _replace(incoming, self.root / "data" / name)
-            registry_dvc.call(self.root, ("add", f"data/{name}"), self.code, progress, (lock,))
+            registry_dvc.call(self.root, [("add", f"data/{name}")], self.code, progress, (lock,))
             self._publish((name,), message, progress, lock)
             return self.version(name, "HEAD").revision
 
@@ -165,7 +168,7 @@ class Registry:
             path = self.root / "sets" / f"{name}.json"
             path.parent.mkdir(exist_ok=True)
             path.write_text(version.model_dump_json(indent=1, exclude={"revision", "committed"}) + "\n", encoding="utf-8")
-        registry_dvc.call(self.root, ("push", *(f"data/{name}" for name in names)), self.code, progress, (lock,))
+        registry_dvc.call(self.root, [("push", *(f"data/{name}" for name in names))], self.code, progress, (lock,))
         return self.git.commit(message)
 
     def _md5(self, name: str) -> str:

@@ -1,7 +1,7 @@
 """The data registry's DVC: builds stages, takes in folders, keeps their bytes, hands them out again.
 
-1. `call(root, arguments, progress)` runs one DVC command and passes its lines on. Stopped in the middle (Ctrl-C), it stops what
-   DVC started; a stage that failed ends with that stage's own message and exit code.
+1. `call(root, commands, ...)` runs DVC commands side by side and passes their lines on. Stopped in the middle (Ctrl-C), it stops
+   what DVC started; a stage that failed ends with that stage's own message and exit code.
 2. `fetch(root, revision, path, target)` copies the folder `path` of a commit out of DVC's cache, or out of the remote where the
    cache has it not. The work tree is not looked at.
 
@@ -13,10 +13,12 @@ DVC builds as a program of its own, so that a stop or a crash of a stage cannot 
 from __future__ import annotations
 
 import os
+import queue
 import re
 import signal
 import subprocess
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -46,14 +48,37 @@ STOP_SECONDS = 10
 KEPT_LINES = 200
 
 
-def call(root: Path, arguments: Sequence[str], code: Path, progress: Progress, keep: Sequence[int] = ()) -> None:
-    """Run `dvc ARGUMENTS` in `root`; `code` is the checkout that the stages' commands import.
+def call(root: Path, commands: Sequence[Sequence[str]], code: Path, progress: Progress, keep: Sequence[int] = ()) -> None:
+    """Run `dvc ARGUMENTS` in `root` for each of `commands`, all at once; `code` is the checkout that the stages' commands import.
 
     `keep` are file descriptors (the registry's lock) that stay open in DVC: if this process is killed, nobody else builds until
-    DVC has ended, too.
+    DVC has ended, too. If one command fails, the others are ended.
     """
-    process = subprocess.Popen(
-        (sys.executable, "-m", "dvc", *arguments),
+    running = {_start(root, command, code, keep): (command, deque[str](maxlen=KEPT_LINES)) for command in commands}
+    heard: queue.SimpleQueue[tuple[subprocess.Popen[str], str | None]] = queue.SimpleQueue()
+    for process in running:
+        threading.Thread(target=_listen, args=(process, heard), daemon=True).start()
+    silent = 0
+    try:
+        while silent < len(running):
+            process, line = heard.get()
+            command, lines = running[process]
+            if line is not None:
+                lines.append(line)
+                _pass_on(line, f"{command[-1]}: " if len(running) > 1 else "", progress)
+            elif ended := process.wait():
+                raise _letter(command[0], root, list(lines), ended)
+            else:
+                silent += 1
+    except BaseException:
+        for process in running:
+            _stop(process)
+        raise
+
+
+def _start(root: Path, arguments: Sequence[str], code: Path, keep: Sequence[int]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        (sys.executable, "-m", "dvc", "--wait-for-lock", *arguments),  # its neighbours hold DVC's lock between stages
         cwd=root,
         env=_environment(root, code),
         stdin=subprocess.DEVNULL,
@@ -64,20 +89,20 @@ def call(root: Path, arguments: Sequence[str], code: Path, progress: Progress, k
         pass_fds=tuple(keep),
         start_new_session=True,
     )
-    lines: deque[str] = deque(maxlen=KEPT_LINES)
-    try:
-        for line in process.stdout or ():
-            lines.append(line.rstrip())
-            if started := STARTED.match(lines[-1]):
-                progress(f"building {started['stage']}")
-            elif not NOISE.match(lines[-1]):
-                progress(lines[-1])
-        ended = process.wait()
-    except BaseException:
-        _stop(process)
-        raise
-    if ended:
-        raise _letter(arguments[0], root, list(lines), ended)
+
+
+def _listen(process: subprocess.Popen[str], heard: queue.SimpleQueue[tuple[subprocess.Popen[str], str | None]]) -> None:
+    """Put every line of the process into the queue, and None when it has said its last."""
+    for line in process.stdout or ():
+        heard.put((process, line.rstrip()))
+    heard.put((process, None))
+
+
+def _pass_on(line: str, speaker: str, progress: Progress) -> None:
+    if started := STARTED.match(line):
+        progress(f"building {started['stage']}")
+    elif not NOISE.match(line):
+        progress(f"{speaker}{line}")
 
 
 def fetch(root: Path, revision: str, path: str, target: Path) -> None:
@@ -144,9 +169,12 @@ def _letter(command: str, root: Path, lines: list[str], ended: int) -> BiovlmErr
             f"`dvc {command}` failed in {root}: {error.removeprefix('ERROR: ')}",
             f"run `dvc {command}` in {root} to see all it says",
         )
-    if int(failed["code"]) < 0:
+    code = int(failed["code"])
+    # DVC runs a stage in a shell: one that gave way to the command ends with -signal, one that waited for it with 128 + signal.
+    killed_by = -code if code < 0 else code - 128
+    if killed_by > 0:
         return InternalError(
-            f"building {failed['stage']} was ended by signal {-int(failed['code'])}",
+            f"building {failed['stage']} was ended by signal {killed_by}",
             "a process that vanishes was often killed for its memory; `biovlm data build` goes on with this stage",
         )
     hint = next(
@@ -154,7 +182,7 @@ def _letter(command: str, root: Path, lines: list[str], ended: int) -> BiovlmErr
     )
     said = [line for line in lines if line and not line.startswith(("ERROR", "hint: ")) and not NOISE.match(line)]
     message = f"building {failed['stage']} failed: {said[-1] if said else 'no message'}"
-    return _of_code(int(failed["code"]))(message, hint)
+    return _of_code(code)(message, hint)
 
 
 def _of_code(code: int) -> type[BiovlmError]:

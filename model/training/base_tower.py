@@ -31,7 +31,7 @@ IMAGE_SIZE, PATCH_SIZE = 64, 16  # pixels; 16 image tokens
 WIDTH, LAYERS, HEADS = 128, 2, 4
 SHARED_WIDTH = 128  # of the space in which images and sentences meet
 FIRST_SCALE = 10.0  # of the cosines, before the softmax
-STEPS, BATCH_IMAGES, RATE = 600, 48, 3e-3
+STEPS, BATCH_IMAGES, RATE = 1000, 48, 3e-3
 # transformers starts positions fifty times smaller than patches; a small tower then takes most of its time to find out what is where.
 POSITION_STD = 1.0
 

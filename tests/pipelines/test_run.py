@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -25,13 +26,12 @@ pytestmark = pytest.mark.slow
 LONG = json.dumps({"stages": {"align": {"epochs": 60}, "instruct": {"epochs": 20}}})
 
 
-def workers(run_folder):
-    """Process ids of the Ray Train workers of one run."""
+def processes(run_folder, name=""):
+    """Ids of the processes of one run, found by their environment, whose command holds `name`."""
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            mine = str(run_folder).encode() in (path / "environ").read_bytes()
-            if mine and b"RayTrainWorker" in (path / "cmdline").read_bytes():
+            if str(run_folder).encode() in (path / "environ").read_bytes() and name.encode() in (path / "cmdline").read_bytes():
                 found.append(int(path.name))
     return found
 
@@ -65,7 +65,7 @@ def test_an_interrupted_run_ends_with_75_saves_its_place_and_leaves_nothing_half
     assert code == 75, err
     assert state(json.loads(out))["align"] == "stopped"
     assert [event.exit_code for event in events.read(run.folder / "events.jsonl") if event.type == "failed"] == [75]
-    assert not workers(run.folder)
+    assert not processes(run.folder)
     nothing_half_written(home)
     assert list((home / "store" / "work" / "train").rglob("step-*")), "a checkpoint is kept"
     told["reached"] = reached.done
@@ -76,7 +76,7 @@ def test_the_same_command_goes_on_and_survives_a_killed_worker(start, home, told
     resumed = run.wait_for(lambda event: event.type == "resumed" and event.step == "align")
     assert resumed.done >= told["reached"] - 2  # a checkpoint every 2 steps
     run.wait_for(training("instruct", 6))
-    (worker,) = workers(run.folder)
+    (worker,) = processes(run.folder, "RayTrainWorker")
     os.kill(worker, signal.SIGKILL)
     code, out, err = run.end()
     assert code == 0, err + (run.folder / "kfp.log").read_text()[-3000:]
@@ -135,6 +135,17 @@ def test_a_data_file_that_was_changed_is_found_and_laid_anew(start, home):
     assert state(json.loads(out))["data"] == "ran"
     assert state(json.loads(out))["align"] == "reused"
     nothing_half_written(home)
+
+
+def test_a_command_that_was_killed_leaves_no_process_behind(start):
+    run = start(LONG)
+    run.wait_for(lambda event: event.type == "step_started")
+    run.process.kill()
+    run.process.communicate()
+    deadline = time.monotonic() + 20
+    while processes(run.folder) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not processes(run.folder)
 
 
 def test_an_unreachable_tracking_store_ends_the_run_before_it_trains(start, home):

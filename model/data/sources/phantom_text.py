@@ -34,8 +34,12 @@ OPENINGS = {
 }
 HEALTHY = ("There is no lesion.", "No lesion is seen.", "The {organ} is free of lesions.")
 COUNTED = (
-    ("There is {number} {size} lesion.", "One sees {number} {size} lesion.", "It holds {number} {size} lesion."),
-    ("There are {number} {size} lesions.", "One sees {number} {size} lesions.", "It holds {number} {size} lesions."),
+    ("There is {number} lesion.", "One sees {number} lesion.", "It holds {number} lesion."),
+    ("There are {number} lesions.", "One sees {number} lesions.", "It holds {number} lesions."),
+)
+SIZED = (
+    ("It is {size}.", "Its size is {size}.", "It looks {size}."),
+    ("They are {size}.", "Their size is {size}.", "They look {size}."),
 )
 PLACED = (
     ("It lies in the {places}.", "It is found in the {places}.", "Its place is the {places}."),
@@ -66,7 +70,7 @@ ASK = {
     "presence": ("Is there a lesion?", "Does the image show any lesion?", "Can a lesion be seen?"),
     "count": ("How many lesions are there?", "How many lesions do you see?", "What is the number of lesions?"),
     "several": ("Is there more than one lesion?", "Are there several lesions?", "Does it hold more than one lesion?"),
-    "size": ("What is the size of the lesion?", "How large is the lesion?", "Is the lesion small or large?"),
+    "size": ("What is the size of the lesion?", "How big is the lesion?", "Is the lesion small or large?"),
     "tone": (
         "How bright is the lesion against the tissue around it?",
         "How does the lesion compare with its surroundings?",
@@ -118,13 +122,14 @@ def _listed(items: Sequence[str]) -> str:
 
 
 def caption(facts: Facts, dice: Dice) -> str:
-    """The full description: every fact, a sentence each."""
+    """The full description: every fact, a sentence each. The vision tower learns from sentences: what stands in one of its own is
+    learned soonest."""
     templates: list[tuple[str, ...]] = [OPENINGS.get(facts.modality, OPENINGS[""])]
     if facts.density:
         templates.append(CELLS)
     if facts.places:
         many = len(facts.places) > 1
-        templates += [COUNTED[many], PLACED[many], TONED[many]]
+        templates += [COUNTED[many], SIZED[many], PLACED[many], TONED[many]]
     else:
         templates.append(HEALTHY)
     words = _words(facts)

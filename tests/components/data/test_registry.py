@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from components.data import registry_dvc
+from components.data import demo, registry_dvc
 from components.data.registry import Registry
 from model import manifest
 from model.errors import CannotWriteError, DivergedError, InternalError, MissingInputError, RefusedError, UsageError
@@ -139,6 +139,7 @@ def test_a_changed_source_builds_again_and_the_old_revision_stays(registry, tmp_
 
 def test_a_build_leaves_the_checkout_as_it_was(tmp_path):
     code = write_checkout(tmp_path / "code")
+    (code / ".gitignore").write_text("__pycache__/\n")
     clean = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
     git = ("git", "-C", str(code), "-c", "user.name=a", "-c", "user.email=a@b")
     for command in (("init", "-q"), ("add", "."), ("commit", "-qm", "all")):
@@ -264,7 +265,9 @@ def test_a_failed_stage_ends_with_its_own_letter_and_can_be_repeated(tmp_path, m
     assert [version.name for version in registry.list()] == ["phantom"]
 
 
-def test_a_stage_that_was_killed_says_by_what(tmp_path, monkeypatch):
+@pytest.mark.parametrize("shell", ["/bin/sh", "/bin/bash"])
+def test_a_stage_that_was_killed_says_by_what_in_any_shell(tmp_path, monkeypatch, shell):
+    monkeypatch.setenv("SHELL", shell)
     monkeypatch.setenv("SAYS", "half done")
     monkeypatch.setenv("CODE", "-9")
     with pytest.raises(InternalError, match="building phantom was ended by signal 9"):
@@ -322,3 +325,31 @@ def test_what_git_knows_of_a_set_is_small_and_whole(registry):
     assert known["md5"].endswith(".dir")
     assert known["facts"]["licence"] == "CC0-1.0"
     assert known["digest"] == manifest.read(registry.root / "data" / "phantom").digest
+
+
+def with_neighbours(code, tower, language):
+    """The checkout with two more stages, which need the phantom alone."""
+    stages = yaml.safe_load((code / "dvc.yaml").read_text())
+    for name, command in (("tower", tower), ("language", language)):
+        stages["stages"][name] = {"cmd": command, "deps": ["data/phantom"], "outs": [f"data/{name}"]}
+    (code / "dvc.yaml").write_text(yaml.safe_dump(stages, sort_keys=False))
+    return code
+
+
+def test_stages_that_need_nothing_of_each_other_are_built_side_by_side(tmp_path):
+    meet = "touch {0}/{1}; for i in $(seq 300); do test -e {0}/{2} && break; sleep 0.1; done; test -e {0}/{2} && {3} data/{1}"
+    commands = (
+        meet.format(tmp_path, *pair, "python -m sources.draw --out") for pair in (("tower", "language"), ("language", "tower"))
+    )
+    code = with_neighbours(write_checkout(tmp_path / "code"), *commands)
+    assert demo.waves(code) == [("phantom",), ("tower", "language")]
+    registry = Registry(tmp_path / "home", code)
+    registry.build()
+    assert {version.name for version in registry.list()} == {"phantom", "tower", "language"}
+
+
+def test_when_one_stage_fails_its_neighbour_is_ended(tmp_path):
+    code = with_neighbours(write_checkout(tmp_path / "code"), "sleep 2; false", f"sleep 61 && touch {tmp_path}/ran")
+    with pytest.raises(InternalError, match="building tower failed"):
+        Registry(tmp_path / "home", code).build()
+    assert not subprocess.run(["pgrep", "-f", f"sleep 61 && touch {tmp_path}"], capture_output=True, check=False).stdout

@@ -24,7 +24,7 @@ from model.errors import UsageError
 
 COUNTS = {Split.TRAIN: 40, Split.VALIDATION: 10, Split.TEST: 20}
 # Changes only together with `VERSION` of the phantom: pictures or words are then others, and so are all results on them.
-PINNED = "7c3605f21813"
+PINNED = "e63fc22dd881"
 BOX = re.compile(r"<box>\((\d+),(\d+)\),\((\d+),(\d+)\)</box>")
 
 
