@@ -126,6 +126,13 @@ def a_result(**changes):
     return RunResult(steps=steps, **(values | changes))
 
 
+def test_a_step_that_went_on_and_then_failed_is_called_failed():
+    text = io.StringIO()
+    failed = StepResult(name="task", state="failed", resumed_from=150)
+    Console(file=text, width=80).print(closing.table(a_result().model_copy(update={"steps": (failed,)})))
+    assert "failed" in text.getvalue()
+
+
 def test_the_closing_table_fits_and_says_what_happened():
     text = io.StringIO()
     Console(file=text, width=80, color_system=None).print(closing.table(a_result()))
