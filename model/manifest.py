@@ -26,11 +26,14 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from model.errors import CannotWriteError, DataError, MissingInputError, RefusedError
+from model.errors import BiovlmError, CannotWriteError, DataError, MissingInputError, RefusedError
 
 FILE_NAME = "manifest.json"
 SCHEMA_VERSION = 1
 CANNOT_WRITE_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR})
+FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+FULL_DISK = ("No space left on device", "disk is full", "File too large", "Disk quota exceeded")
+"""How libraries (safetensors, SQLite, DVC) tell of a full disk in errors that are no OSError."""
 
 
 class FileEntry(BaseModel):
@@ -161,12 +164,25 @@ def commit(
         manifest = Manifest(kind=kind, files=_entries(aside), parents=dict(parents or {}), facts=facts or {})
         _write_durably(aside / FILE_NAME, manifest.model_dump_json(indent=1).encode())
         _replace(aside, final)
-    except OSError as error:
-        if error.errno in CANNOT_WRITE_ERRNOS:
-            raise cannot_write(final, error) from error
-        raise
+    except Exception as error:
+        letter = failed_write(final, error)
+        if letter is None:
+            raise
+        raise letter from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def failed_write(path: Path, error: BaseException) -> CannotWriteError | None:
+    """The letter for `error` if it says that `path` could not be written, or comes from a full disk, whichever library says it."""
+    if isinstance(error, OSError) and error.errno in CANNOT_WRITE_ERRNOS:
+        return cannot_write(path, error)
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, BiovlmError):
+        if (isinstance(cause, OSError) and cause.errno in FULL_ERRNOS) or any(words in str(cause) for words in FULL_DISK):
+            return cannot_write(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 def cannot_write(path: Path, error: OSError) -> CannotWriteError:
@@ -175,7 +191,7 @@ def cannot_write(path: Path, error: OSError) -> CannotWriteError:
     free_mib = shutil.disk_usage(near).free / 2**20
     hint = (
         f"{free_mib:,.0f} MiB are free there; free some space, or set BIOVLM_HOME to another disk"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if error.errno in FULL_ERRNOS
         else "check that the folder exists and may be written, or set BIOVLM_HOME to another place"
     )
     return CannotWriteError(f"cannot write {path}: {error.strerror or error}", hint)

@@ -1,14 +1,15 @@
 """Read a recipe, change it for a trial, and cut it into one slice for each step.
 
 1. `load(name_or_path, folder, overrides)` reads the YAML, follows `extends:` (deep merge, the child wins), applies `--set a.b=1`
-   overrides, and validates. Every complaint is a ConfigError that names the file, the field and, for an unknown key, the nearest
-   known one.
+   overrides, and validates. Every complaint is a ConfigError that names the file or the `--set`, the field and, for an unknown
+   key, the nearest known one.
 2. `slices(recipe)` gives each step what it may see, as plain JSON values.
 """
 
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,20 @@ from model.manifest import digest_of
 
 REGISTRY_PREFIX = "registry:"
 MAX_EXTENDS = 10
+SUFFIXES = (".yaml", ".yml")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which a key stands once in its mapping: the standard loader takes the last one without a word."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} stands twice", problem_mark=key.start_mark)
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
+        return node
 
 
 def load(name: str, folder: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -42,7 +57,7 @@ def load(name: str, folder: Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(*_letter(error, path)) from None
+        raise ConfigError(*_letter(error, path, overrides)) from None
 
 
 def names(folder: Path) -> list[str]:
@@ -96,13 +111,15 @@ def json_schema() -> dict[str, Any]:
 
 
 def _find(name: str, folders: Sequence[Path]) -> Path:
-    if name.endswith((".yaml", ".yml")):
-        if Path(name).is_file():
-            return Path(name)
-        raise ConfigError(f"no recipe at {name}", "give the path of a YAML file, or the name of a recipe that comes with biovlm")
+    path = Path(name)
+    if path.suffix in SUFFIXES and path.is_file():
+        return path
     for folder in folders:
         if (folder / f"{name}.yaml").is_file():
             return folder / f"{name}.yaml"
+    if path.suffix in SUFFIXES or len(path.parts) > 1:
+        what = "it is a folder" if path.is_dir() else "there is no such file"
+        raise ConfigError(f"no recipe at {name}: {what}", "give the path of a YAML file, or the name of a recipe of biovlm")
     known = sorted({n for folder in folders for n in names(folder)})
     raise ConfigError(f"unknown recipe {name!r}{_nearest(name, known)}", f"known recipes: {', '.join(known) or 'none'}")
 
@@ -111,18 +128,47 @@ def _read_extended(path: Path, folder: Path, seen: tuple[Path, ...]) -> dict[str
     if path in seen or len(seen) > MAX_EXTENDS:
         chain = " -> ".join(p.stem for p in (*seen, path))
         raise ConfigError(f"recipes extend each other in a circle: {chain}", "remove one `extends:`")
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise ConfigError(f"{where}: not YAML: {getattr(error, 'problem', None) or error}", "mend the line") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: a recipe is a mapping of fields, this is {type(raw).__name__}", "see recipes/tiny.yaml")
+    raw = _read(path)
     parent = raw.pop("extends", None)
     if parent is None:
         return raw
-    return _merge(_read_extended(_find(str(parent), (path.parent, folder)), folder, (*seen, path)), raw)
+    try:
+        above = _find(str(parent), (path.parent, folder))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: extends: {error.message}", error.hint) from None
+    return _merge(_read_extended(above, folder, (*seen, path)), raw)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file."""
+    try:
+        raw = _parse(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: byte {error.start} is not UTF-8", "save the file as UTF-8") from None
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}", "check its path and permissions") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise ConfigError(f"{where}: not YAML: {_problem(error)}", "mend the line") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: a recipe is a mapping of fields, this is {type(raw).__name__}", "see the recipe tiny.yaml")
+    return raw
+
+
+def _parse(text: str) -> Any:
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
+
+
+def _problem(error: Exception) -> str:
+    """What is wrong, in one line."""
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    return str(getattr(error, "problem", None) or error).splitlines()[0]
 
 
 def _merge(base: Any, change: Any) -> Any:
@@ -137,25 +183,35 @@ def _override(raw: dict[str, Any], override: str) -> dict[str, Any]:
     if not equals or not path.strip():
         raise ConfigError(f"cannot read --set {override!r}", "write it as --set stages.task.epochs=2")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"--set {path}: {text!r} is not a YAML value", "quote it") from None
+        value = _parse(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"--set {path}: {reprlib.repr(text)} is not a YAML value: {_problem(error)}", "quote it") from None
     for key in reversed(path.strip().split(".")):
         value = {key: value}
     return dict(_merge(raw, value))
 
 
-def _letter(error: ValidationError, path: Path) -> tuple[str, str]:
+def _letter(error: ValidationError, path: Path, overrides: Sequence[str]) -> tuple[str, str]:
     """Message and hint for the first complaint; the others are counted."""
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"])
+    where = _origin(first["loc"], overrides) or str(path)
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
         known = _known_keys(first["loc"][:-1])
-        return f"{path}: unknown key `{field}`{_nearest(str(first['loc'][-1]), known)}{more}", f"keys there: {', '.join(known)}"
+        return f"{where}: unknown key `{field}`{_nearest(str(first['loc'][-1]), known)}{more}", f"keys there: {', '.join(known)}"
     message = first["msg"].removeprefix("Value error, ")
-    given = "" if first["type"] in ("missing", "value_error") else f", given {first['input']!r}"
-    return f"{path}: {field or 'recipe'}: {message}{given}{more}", "every field is described in recipes/schema.json"
+    given = "" if first["type"] in ("missing", "value_error") else f", given {reprlib.repr(first['input'])}"
+    return f"{where}: {field or 'recipe'}: {message}{given}{more}", "pipelines/recipes/schema.json describes every field"
+
+
+def _origin(location: tuple[int | str, ...], overrides: Sequence[str]) -> str:
+    """The last `--set` that wrote the field at `location`, or something in it; empty where none did."""
+    for override in reversed(overrides):
+        path = override.partition("=")[0].strip()
+        if location and all(part == str(at) for part, at in zip(path.split("."), location, strict=False)):
+            return f"--set {path}"
+    return ""
 
 
 def _known_keys(location: tuple[int | str, ...]) -> list[str]:

@@ -80,7 +80,7 @@ def call(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         return ExitCode.DONE  # `biovlm ... | head`: the reader has what it wanted
     except Exception as error:  # noqa: BLE001 (the last door: a person must never be left with a trace)
-        return _usage(error) if hasattr(error, "format_message") else _defect(error)
+        return _usage(error) if hasattr(error, "format_message") else _unwritten(error) or _defect(error)
 
 
 def _stopped() -> int:
@@ -99,6 +99,18 @@ def _usage(error: Exception) -> int:
             UsageError(message.rstrip("."), "`biovlm --help` lists the commands, `biovlm COMMAND --help` their options")
         )
     return ExitCode.USAGE
+
+
+def _unwritten(error: Exception) -> int:
+    """0 unless a full disk, or one that takes no writes, is all that is wrong."""
+    from components.platform.settings import Settings
+    from model.manifest import failed_write
+
+    letter = failed_write(Path(str(getattr(error, "filename", None) or Settings.from_environment().home)), error)
+    if letter is None:
+        return 0
+    output.letter(letter)
+    return letter.exit_code
 
 
 def _defect(error: Exception) -> int:

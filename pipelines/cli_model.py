@@ -88,7 +88,7 @@ def evaluate(recipe: RecipeName = DEFAULT, data: Data = None, changes: Changes =
     from pipelines.choice import chosen
 
     wanted, settings = chosen(recipe, data, changes or ()), Settings.from_environment()
-    champion, _ = champions.present(settings, wanted.registered_model)
+    champion, _ = champions.look(settings, wanted.registered_model)
     if champion.is_none:
         raise MissingInputError(f"{wanted.registered_model} has no champion yet", f"`biovlm run --recipe {recipe}` makes one")
     pieces = {name: canonical_json(piece) for name, piece in slices(wanted).items()}
@@ -115,9 +115,11 @@ def chat(
     """Ask the champion about an image. Research use only."""
     from components.platform import versions
     from components.platform.settings import Settings
+    from model.data.images import decode
 
     if not image.is_file():
         raise MissingInputError(f"no image at {image}", "give the path of a PNG, JPEG or BMP file as --image")
+    decode(image)  # a bad one is told now, and not after the model was loaded
     settings = Settings.from_environment()
     address = model or _default_model(settings)
     export = versions.find(settings, address).export(settings)

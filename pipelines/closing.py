@@ -84,4 +84,4 @@ def _count(result: RunResult) -> str:
 
 
 def _outcome(step: StepResult) -> str:
-    return f"resumed from {step.resumed_from}" if step.resumed_from is not None else step.state
+    return f"resumed from {step.resumed_from}" if step.state == "ran" and step.resumed_from is not None else step.state

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from components.platform.events import Event, EventType
+from model.errors import ExitCode
 from pipelines.closing import duration, figures
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class StepView:
 
     name: str
     state: str = "waiting"
-    """waiting, running, ran, reused or failed."""
+    """waiting, running, ran, reused, stopped or failed."""
     began: float = 0.0
     ended: float = 0.0
     first_done: int = 0
@@ -77,7 +78,8 @@ class StepView:
             self.state = "ran" if event.type is EventType.FINISHED else "reused"
             self.ended, self.figures = event.time, event.facts.get("figures") or {}
         elif event.type is EventType.FAILED:
-            self.state, self.ended, self.note = "failed", event.time, event.message
+            self.state = "stopped" if event.exit_code == ExitCode.PREEMPTED else "failed"
+            self.ended, self.note = event.time, event.message
 
     def seconds(self, now: float) -> float:
         """Wall time so far."""
@@ -153,7 +155,7 @@ class Lines(Silent):
             return f"{step.name}: started" if event.attempt == 1 else f"{step.name}: started again (attempt {event.attempt})"
         if event.type is EventType.RESUMED:
             return f"{step.name}: resumed from step {event.done}"
-        if event.type in (EventType.FINISHED, EventType.REUSED):
+        if event.type in (EventType.FINISHED, EventType.REUSED, EventType.FAILED):  # why it failed is said once, at the end
             return f"{step.name}: {_outcome(step)} in {duration(step.seconds(event.time))}"
         return f"{step.name}: {event.message}"
 
@@ -195,6 +197,7 @@ MARKS = {
     "running": ("> ", "bold"),
     "ran": ("ok", ""),
     "reused": ("=", "dim"),
+    "stopped": ("||", "yellow"),
     "failed": ("!!", "red"),
 }
 

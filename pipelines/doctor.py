@@ -3,7 +3,7 @@
 1. `examine` asks each question below and collects one `Finding` each: `ok`, `warn` (a run works, with a limit) or `missing`.
 2. Versions of packages are compared with the pins of the project, without importing anything heavy.
 
-Nothing is changed, except that the home folder is made to see whether it can be written.
+Nothing is made or changed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import os
 import shutil
 import subprocess
 import sys
-import uuid
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
@@ -94,24 +93,23 @@ def _memory_bytes() -> int:
 
 
 def _home(home: Path) -> Finding:
-    probe = home / f".probe-{uuid.uuid4().hex[:8]}"
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        return Finding(
-            name="home",
-            level=Level.MISSING,
-            found=f"{home}: {error.strerror}",
-            hint="set BIOVLM_HOME to a folder that can be written",
-        )
-    return Finding(name="home", level=Level.OK, found=str(home))
+    near = _nearest(home)
+    if near.is_dir() and os.access(near, os.W_OK | os.X_OK):
+        return Finding(name="home", level=Level.OK, found=str(home))
+    why = "cannot be written" if near.is_dir() else "is not a folder"
+    hint = "set BIOVLM_HOME to a folder that can be written"
+    return Finding(
+        name="home", level=Level.MISSING, found=f"{home}: {near} {why}" if near != home else f"{home} {why}", hint=hint
+    )
+
+
+def _nearest(home: Path) -> Path:
+    """`home`, or of the folders above it the first that is there."""
+    return next(folder for folder in (home, *home.parents) if os.access(folder, os.F_OK))
 
 
 def _disk(home: Path) -> Finding:
-    near = next(folder for folder in (home, *home.parents) if folder.exists())
-    gib = shutil.disk_usage(near).free / 2**30
+    gib = shutil.disk_usage(_nearest(home)).free / 2**30
     if gib >= LEAST_FREE_GIB:
         return Finding(name="disk", level=Level.OK, found=f"{gib:.1f} GiB free")
     hint = f"a run needs about {LEAST_FREE_GIB:g} GiB: free some space, or set BIOVLM_HOME to another disk"

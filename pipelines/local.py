@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,13 +31,15 @@ from components.platform.settings import CHECKOUT, Settings
 from components.platform.step import STOP_FILE
 from model import recipe as recipes
 from model.config import Recipe
-from model.errors import BiovlmError, ExitCode, InternalError, PreemptedError
+from model.errors import BiovlmError, CannotWriteError, ExitCode, InternalError, PreemptedError
 from model.manifest import cannot_write
 from pipelines import plan as plans
 from pipelines.summary import STEPS, RunResult, summarise
 
 POLL_SECONDS = 0.2
 STOP_SECONDS = 30.0
+FULL_BYTES = 2**20
+"""With less than this free, a step that ended without a word could not write one."""
 COMPILED = Path(__file__).parent / "compiled" / "biovlm.yaml"
 Display = Callable[[Event], None]
 
@@ -60,7 +64,8 @@ def run(recipe: Recipe, display: Display, settings: Settings | None = None) -> R
             letter = _execute(settled, lambda: _show(follower, display))
         finally:
             code = letter.exit_code if letter else ExitCode.DONE
-            log.write(EventType.RUN_FINISHED, exit_code=int(code), seconds=time.time() - began)
+            with contextlib.suppress(CannotWriteError):  # a full disk must not hide why the run ended
+                log.write(EventType.RUN_FINISHED, exit_code=int(code), seconds=time.time() - began)
     _show(follower, display)
     return summarise(mine, recipe, letter, time.time() - began)
 
@@ -106,7 +111,8 @@ def _mirrored(settings: Settings, log: EventLog) -> Iterator[None]:
                 mirror.pump()
             mirror.pump()
         except Exception as error:  # noqa: BLE001 (training is worth more than its picture)
-            log.write(EventType.NOTE, message=f"tracking stopped: {type(error).__name__}; the results are in the store")
+            with contextlib.suppress(CannotWriteError):
+                log.write(EventType.NOTE, message=f"tracking stopped: {type(error).__name__}; the results are in the store")
 
     thread = threading.Thread(target=follow, name="mirror", daemon=True)
     thread.start()
@@ -185,6 +191,8 @@ def _letter(settings: Settings) -> BiovlmError:
             kind = kinds.get(ExitCode(event.exit_code), InternalError)
             return kind(f"{event.step}: {event.message}", event.hint)
     names = ", ".join(event.step for event in _unfinished(settings)) or "the pipeline"
+    if shutil.disk_usage(settings.home).free < FULL_BYTES:
+        return cannot_write(settings.home, OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} ({names} could not even say so)"))
     return InternalError(
         f"{names} ended without a word; a process that vanishes was often killed for its memory",
         f"see {settings.run_folder / 'kfp.log'}, then run the same command again",

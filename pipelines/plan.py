@@ -112,14 +112,15 @@ def _plan_promotion(
     checkpoint: Reference | None,
     report: Reference | None,
 ) -> None:
-    champion, tracking = champions.present(settings, wanted.registered_model)
+    champion, mark = champions.look(settings, wanted.registered_model)
     rival: Reference | None = Reference(kind=NONE)
     if champion.is_none:
         walk.steps.append(PlannedStep("champion", "evaluate", True, "there is no champion yet"))
     else:
         given = {"data": material, "checkpoint": champion}
         rival = walk.visit("champion", "evaluate", "evaluate", _if_all(given, lambda g: evaluate_step.identity(questions, g)))
-    given = {"data": material, "checkpoint": checkpoint, "report": report}
+    tracking = mark or ""  # without a mark the first registration is still to come, and no key of it is known
+    given = {"data": material, "checkpoint": checkpoint, "report": report if mark else None}
     receipt = walk.visit("register", "register", "register", _if_all(given, lambda g: register_step.identity(tracking, g)))
     given = {"receipt": receipt, "report": report, "champion": champion, "champion_report": rival}
     walk.visit("promote", "promote", "promote", _if_all(given, lambda g: promote_step.identity(tracking, g)))

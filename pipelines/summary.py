@@ -99,7 +99,7 @@ def _step(name: str, mine: list[Event]) -> StepResult:
     facts = end.facts if end else {}
     return StepResult(
         name=name,
-        state=ends[end.type] if end else "stopped",
+        state=ends[end.type] if end and end.exit_code != ExitCode.PREEMPTED else "stopped",
         seconds=(end or mine[-1]).time - mine[0].time,
         resumed_from=resumed[-1] if resumed else None,
         figures=facts.get("figures", {}),
@@ -165,7 +165,7 @@ def _data(data: Reference) -> tuple[tuple[str, str], ...]:
 
 def _samples(settings: Settings, recipe: Recipe, artifacts: Mapping[str, Reference]) -> Any:
     """Questions of the first benchmark, with pictures."""
-    from model.data.dataset import open_dataset
+    from model.data.dataset import Audit
     from model.evaluation.report import choose_samples
     from model.evaluation.results import read_items
 
@@ -173,4 +173,5 @@ def _samples(settings: Settings, recipe: Recipe, artifacts: Mapping[str, Referen
     folder = inputs.verified(artifacts["data"], settings.store, [first.set])["sets"][first.set]
     items = read_items(artifacts["evaluate"].folder)
     mine = [item for item in items if item.benchmark == f"{first.benchmark}/{first.set}/{first.split}"]
-    return choose_samples(open_dataset(folder, verify=False), first.split, mine)
+    audit = Audit(**inputs.audit(artifacts["data"], [first.set]))
+    return choose_samples(audit.open(first.set, folder, verify=False), first.split, mine)

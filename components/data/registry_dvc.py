@@ -23,6 +23,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from model import manifest
 from model.errors import BiovlmError, CannotWriteError, ExitCode, InternalError, MissingInputError
 
 Progress = Callable[[str], None]
@@ -112,11 +113,12 @@ def fetch(root: Path, revision: str, path: str, target: Path) -> None:
     try:
         files = DVCFileSystem(str(root), rev=revision, config=settings)
         files.get(path, str(target), recursive=True)
-    except FileNotFoundError as error:
-        raise _gone(root, revision, path) from error
-    except OSError:
-        raise
     except Exception as error:  # DVC's errors share no useful root with those of its file systems
+        unwritten = manifest.failed_write(target, error)
+        if unwritten is not None:
+            raise unwritten from error
+        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+            raise
         raise _gone(root, revision, path) from error
 
 

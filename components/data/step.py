@@ -80,6 +80,7 @@ def _produce(work: Work) -> None:
     facts = {
         "sets": {name: _facts(found, store) for name, found in sets.items()},
         "bases": {name: _facts(found, store) for name, found in bases.items()},
+        "limits": {"max_quarantined": wanted.data.max_quarantined, "max_image_pixels": wanted.data.max_image_pixels},
         "excluded": {name: part["excluded"] for name, part in audit["sets"].items()},
         "figures": {"records": sum(sum(part["kept"].values()) for part in audit["sets"].values())},
     }
@@ -103,14 +104,15 @@ def _audit(wanted: DataSlice, sets: dict[str, Materialised], work: Work) -> dict
     """Look at every record and image, and compare what trains with what is asked. DataError if too many are bad."""
     from model.data.audit import leakage, statistics  # torch-free, but images and hashes cost a second that a reused step saves
     from model.data.check import check
-    from model.data.dataset import DataSet, open_dataset
+    from model.data.dataset import Audit, DataSet
 
     opened: dict[str, DataSet] = {}
     parts: dict[str, Any] = {}
     for done, (name, found) in enumerate(sets.items()):
         report = check(found.path, wanted.data)
         report.refuse()
-        opened[name] = open_dataset(found.path, verify=False, exclude=report.excluded)
+        audit = Audit({name: report.excluded}, wanted.data.max_quarantined, wanted.data.max_image_pixels)
+        opened[name] = audit.open(name, found.path, verify=False)
         counts = {split: statistics(opened[name], split) for split in opened[name].splits}
         parts[name] = {**report.facts(), "excluded": report.excluded, "splits": counts}
         work.log.write(EventType.PROGRESS, done=done + 1, total=len(sets) + 1, unit="data sets")

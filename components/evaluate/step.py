@@ -48,7 +48,8 @@ def run(who: str, piece: str, data: str, checkpoint: str, report: str) -> None:
 
 
 def identity(wanted: EvaluateSlice, given: Mapping[str, Reference]) -> dict[str, str]:
-    """What of the inputs belongs to the key: the data sets that are asked, and the checkpoint."""
+    """What of the inputs belongs to the key: the data sets that are asked, without what the audit set aside, and the
+    checkpoint."""
     return inputs.identity(given["data"], _names(wanted)) | {"checkpoint": given["checkpoint"].digest}
 
 
@@ -61,6 +62,7 @@ def _nobody(who: str, report: str) -> None:
 
 def _produce(work: Work) -> None:
     from model.architecture import checkpoint as checkpoints  # torch and transformers
+    from model.data.dataset import Audit
     from model.evaluation.evaluate import evaluate
 
     wanted, store = EvaluateSlice.model_validate(work.piece), work.settings.store
@@ -76,7 +78,8 @@ def _produce(work: Work) -> None:
             work.log.write(EventType.PROGRESS, done=done, total=total, unit=unit)
 
     assistant = checkpoints.load(subject.folder, bases, merge=True)
-    evaluate(wanted, assistant, subject.digest, asked, work.final, progress=progress, verify=False)
+    audit = Audit(**inputs.audit(work.inputs["data"], _names(wanted)))
+    evaluate(wanted, assistant, subject.digest, asked, work.final, progress=progress, verify=False, audit=audit)
 
 
 def _own_data(work: Work) -> Reference:

@@ -3,7 +3,7 @@
 1. `register` writes the tags below on every version; `promote` adds which report the version was measured against, and moves the
    alias.
 2. `present` reads them at the start of a run. The champion is then evaluated like any candidate, on the same items, and found in
-   the store under the key it had as a candidate.
+   the store under the key it had as a candidate. `look` reads them for those who only ask, and makes nothing.
 
 `against` is what keeps a repeated run still: a champion that runs again as its own candidate is compared with what it was
 compared with then, so its decision has the same key and is reused, instead of being measured against itself.
@@ -40,6 +40,21 @@ def present(settings: Settings, registered_model: str) -> tuple[Reference, str]:
         tracking = Tracking(settings)
         mark, tags = tracking.store_id, tracking.version_tags(registered_model, ALIAS)
     return as_reference(settings, tags), mark
+
+
+def look(settings: Settings, registered_model: str) -> tuple[Reference, str | None]:
+    """The champion's checkpoint, and the mark of the tracking store if it has one; a store that does not exist stays so.
+
+    Raises:
+        MissingInputError: The tracking store does not answer.
+    """
+    uri = settings.tracking_uri
+    if peek.is_missing(uri):
+        return Reference(kind=NONE), None
+    try:
+        return as_reference(settings, peek.version_tags(uri, registered_model, ALIAS)), peek.store_id(uri, settings.experiment)
+    except peek.Unknown:
+        return present(settings, registered_model)
 
 
 def _mark(settings: Settings) -> str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from components.platform.reference import Reference
 from model import manifest
@@ -37,10 +38,19 @@ def verified(data: Reference, store: Path, names: Collection[str] | None = None)
 
 
 def identity(data: Reference, names: Collection[str]) -> dict[str, str]:
-    """Name -> digest of those sets and base models: the part of a data artifact that a step which reads just these depends on."""
+    """The part of a data artifact that a step which reads just these sets and base models depends on: their digests, and the
+    records that the audit set aside."""
     found = {name: str(facts["digest"]) for name, _, facts in _entries(data) if name in names}
     _refuse_missing(names, found.keys())
-    return found
+    excluded = audit(data, names)["exclude"]
+    return found | {f"excluded {name}": manifest.digest_of(ids) for name, ids in excluded.items()}
+
+
+def audit(data: Reference, names: Collection[str]) -> dict[str, Any]:
+    """What the data step found and allowed, for those who open these sets after it: ids to `exclude` for each set that has some,
+    `max_quarantined` and `max_image_pixels`. The limits belong to no key: what is read under them is the same."""
+    excluded = {name: ids for name, ids in data.facts.get("excluded", {}).items() if ids and name in names}
+    return {"exclude": excluded, **data.facts.get("limits", {})}
 
 
 def _entries(data: Reference) -> list[tuple[str, str, dict[str, str]]]:

@@ -26,8 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from components.platform.settings import CHECKOUT, Settings
+from model import manifest
 from model.config import Resources
-from model.errors import InternalError
+from model.errors import BiovlmError, InternalError
 
 OBJECT_STORE_BYTES = 100 * 2**20
 START_SECONDS = 180.0
@@ -101,6 +102,7 @@ def run_workers(
 
     Raises:
         InternalError: A worker died too often, or failed with an error that is not a BiovlmError.
+        BiovlmError: What a worker could not write down. CannotWriteError: The disk is full.
     """
     with _connected(settings, resources):
         from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -123,12 +125,22 @@ def run_workers(
         try:
             trainer.fit()
         except TrainingFailedError as error:
-            kinds = sorted({type(cause).__name__ for cause in getattr(error, "worker_failures", {}).values()})
-            raise InternalError(
-                f"training failed after {resources.max_failures} restarts: {', '.join(kinds) or type(error).__name__}",
-                f"the workers' own words are in {settings.run_folder / 'kfp.log'}; a worker that vanishes, or an OutOfMemoryError, "
-                "asks for a smaller stages.*.micro_batch_tokens",
-            ) from None
+            raise _letter(error, storage, resources, settings) from None
+
+
+def _letter(error: Exception, storage: Path, resources: Resources, settings: Settings) -> BiovlmError:
+    """What the workers died of: their own letter, if they had no place to write it down; a full disk; or what Ray calls it."""
+    causes = [*getattr(error, "worker_failures", {}).values(), error]
+    for cause in causes:
+        letter = cause if isinstance(cause, BiovlmError) else manifest.failed_write(storage, cause)
+        if letter is not None:
+            return letter
+    kinds = sorted({type(cause).__name__ for cause in causes[:-1]})
+    return InternalError(
+        f"training failed after {resources.max_failures} restarts: {', '.join(kinds) or type(error).__name__}",
+        f"the workers' own words are in {settings.run_folder / 'kfp.log'}; a worker that vanishes, or an OutOfMemoryError, "
+        "asks for a smaller stages.*.micro_batch_tokens",
+    )
 
 
 @contextlib.contextmanager

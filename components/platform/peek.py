@@ -27,6 +27,11 @@ class Unknown(Exception):
     """This store cannot be asked directly; ask MLflow."""
 
 
+def is_missing(uri: str) -> bool:
+    """Whether this is an embedded store that nobody has made yet: it holds nothing, and MLflow would make it by opening it."""
+    return uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file()
+
+
 def store_id(uri: str, experiment: str) -> str | None:
     """The mark that the first run left on the experiment; None in a store without one.
 

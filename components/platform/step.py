@@ -12,7 +12,6 @@ Nothing here imports torch, ray or mlflow: a reused step is over in well under a
 from __future__ import annotations
 
 import contextlib
-import errno
 import importlib.metadata
 import os
 import signal
@@ -36,7 +35,6 @@ from model.errors import BiovlmError, InternalError, PreemptedError
 LIBRARIES = ("torch", "transformers", "peft", "safetensors", "ray", "numpy", "pillow")
 STOP_FILE = "stop"
 """In the run's folder: no further step of the run begins."""
-FULL_DISK = ("No space left on device", "disk is full", "File too large")
 
 
 @dataclass(frozen=True)
@@ -131,10 +129,9 @@ def as_letter(error: BaseException, settings: Settings) -> BiovlmError:
         return error
     if isinstance(error, KeyboardInterrupt):
         return PreemptedError("the step was stopped", "nothing is lost; the same command goes on from the last checkpoint")
-    if isinstance(error, OSError) and error.errno in manifest.CANNOT_WRITE_ERRNOS:
-        return manifest.cannot_write(Path(str(error.filename or settings.home)), error)
-    if any(words in str(error) for words in FULL_DISK):
-        return manifest.cannot_write(settings.home, OSError(errno.ENOSPC, "no space left on the device"))
+    unwritten = manifest.failed_write(Path(str(getattr(error, "filename", None) or settings.home)), error)
+    if unwritten is not None:
+        return unwritten
     frames = traceback.extract_tb(error.__traceback__)
     text = f": {error}" if settings.trace else ""
     sys.stderr.write("".join(traceback.format_list(frames)) + type(error).__name__ + text + "\n")

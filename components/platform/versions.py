@@ -95,11 +95,15 @@ def find(settings: Settings, address: str) -> Version:
 
 def models(settings: Settings) -> list[str]:
     """Names of all registered models, sorted."""
+    if peek.is_missing(settings.tracking_uri):
+        return []
     return sorted(found.name for found in _pages(Tracking(settings).client.search_registered_models))
 
 
 def history(settings: Settings, name: str) -> list[Version]:
     """All versions of a model, newest first; empty if there is none of that name."""
+    if peek.is_missing(settings.tracking_uri):
+        return []
     client = Tracking(settings).client
     found = list(_pages(client.search_model_versions, filter_string=f"name = '{name}'"))
     if not found:

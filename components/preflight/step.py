@@ -26,7 +26,7 @@ from components.platform.events import EventLog, EventType
 from components.platform.settings import Settings
 from components.platform.step import guarded
 from model import manifest, recipe
-from model.config import Recipe, Resources
+from model.config import Model, Recipe, Resources
 from model.errors import CannotWriteError, ConfigError, MissingInputError
 
 LIBRARIES = ("torch", "transformers", "peft", "safetensors", "ray", "mlflow", "dvc")
@@ -55,6 +55,7 @@ def run(recipe_json: str, champion: str) -> Slices:
         checked = _recipe(recipe_json)
         _libraries()
         _machine(checked.resources, log)
+        _bases(checked.model)
         _writable(settings.store)
         found, tracking = champions.present(settings, checked.registered_model)
         found.write(Path(champion))
@@ -88,6 +89,15 @@ def _machine(resources: Resources, log: EventLog) -> None:
             f"resources.gpus_per_worker is {resources.gpus_per_worker}, and this machine has no GPU",
             "run with --set resources.gpus_per_worker=0, or on a machine with a GPU",
         )
+
+
+def _bases(wanted: Model) -> None:
+    """A folder that is not there would be missed by the first stage only, when data and workers are ready."""
+    for source in (wanted.tower.source, wanted.language.source):
+        if source and Path(source).is_absolute() and not Path(source).is_dir():
+            raise MissingInputError(
+                f"no folder {source} for a base model", "correct its path in the recipe, or bring the folder there"
+            )
 
 
 def _writable(store: Path) -> None:

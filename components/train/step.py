@@ -13,7 +13,7 @@ import contextlib
 import json
 import shutil
 import signal
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -22,7 +22,6 @@ from components.platform import inputs, launch
 from components.platform.reference import Reference
 from components.platform.step import Work, run_step
 from components.train.letter import raise_letter
-from model import manifest
 from model.config import ModelSource, TrainSlice
 from model.recipe import REGISTRY_PREFIX
 
@@ -49,10 +48,7 @@ def run(piece: str, data: str, parent: str | None, checkpoint: str) -> None:
 def identity(wanted: TrainSlice, given: Mapping[str, Reference]) -> dict[str, str]:
     """What of the inputs belongs to the key: the sets, base models and records that the stage reads, and the checkpoint
     before."""
-    names = _names(wanted)
-    found = inputs.identity(given["data"], names)
-    found |= {f"excluded {name}": manifest.digest_of(ids) for name, ids in _excluded(given["data"], names).items()}
-    return found | ({"parent": given["parent"].digest} if "parent" in given else {})
+    return inputs.identity(given["data"], _names(wanted)) | ({"parent": given["parent"].digest} if "parent" in given else {})
 
 
 def _produce(work: Work) -> None:
@@ -64,7 +60,7 @@ def _produce(work: Work) -> None:
         "piece": dict(work.piece),
         "sets": {name: str(path) for name, path in found["sets"].items()},
         "bases": {name: str(path) for name, path in found["bases"].items()},
-        "exclude": _excluded(work.inputs["data"], found["sets"]),
+        "audit": inputs.audit(work.inputs["data"], found["sets"]),
         "parent": work.inputs["parent"].uri if "parent" in work.inputs else None,
         "scratch": str(work.scratch),
         "stop": str(work.scratch / STOP_FILE),
@@ -89,11 +85,6 @@ def _bases(sources: tuple[ModelSource, ...]) -> list[str]:
     """Names in the data registry among the sources of a model's parts."""
     named = [source.source for source in sources if source.source and source.source.startswith(REGISTRY_PREFIX)]
     return [name.removeprefix(REGISTRY_PREFIX) for name in named]
-
-
-def _excluded(data: Reference, names: Collection[str]) -> dict[str, list[str]]:
-    """Ids of records that the audit set aside, for each set that has some."""
-    return {name: ids for name, ids in data.facts.get("excluded", {}).items() if ids and name in names}
 
 
 @contextlib.contextmanager

@@ -64,8 +64,8 @@ def _run(job: dict[str, Any], scratch: Path) -> None:
     given = StageInputs(
         sets={name: Path(path) for name, path in job["sets"].items()},
         bases={name: Path(path) for name, path in job["bases"].items()},
-        exclude=job["exclude"],
         parent=Path(job["parent"]) if job["parent"] else None,
+        **job["audit"],
     )
     stop = Path(job["stop"])
     done = run_stage(

@@ -161,6 +161,8 @@ def _random(make: Any, seed: int, dtype: torch.dtype) -> Any:
 
 def _download(name: str, revision: str | None) -> Path:
     """Files of a hub repository at one commit, weights as safetensors only."""
+    if Path(name).is_absolute():
+        raise MissingInputError(f"no folder {name} for a base model", "correct its path in the recipe, or bring the folder there")
     if revision is None or not COMMIT.fullmatch(revision):
         raise ConfigError(
             f"the base model {name!r} is no folder here, and as a hub name it needs `revision`, given {revision!r}",

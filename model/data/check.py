@@ -24,7 +24,8 @@ from model.errors import BiovlmError, DataError, MissingInputError
 class CheckReport:
     """What one pass found."""
 
-    folder: Path
+    name: str
+    """Of the data set."""
     max_quarantined: float
     records: dict[str, int] = field(default_factory=dict)
     """Split -> lines in its file, good and bad."""
@@ -46,11 +47,13 @@ class CheckReport:
         return sorted({finding.record_id for finding in self.findings if finding.flaw in _IMAGE_FLAWS})
 
     def refuse(self) -> None:
-        """DataError if a split is empty, or more of it is set aside than the limit allows."""
+        """DataError if there is no split or an empty one, or more of one is set aside than the limit allows."""
+        if not self.records:
+            raise DataError(f"{self.name} has no records: no file {split_file('...')}", "import or generate the data set again")
         for split, total in self.records.items():
             name = split_file(split)
             here = [finding for finding in self.findings if finding.file == name]
-            refuse_if_too_many(name, total, self.kept[split], self.max_quarantined, here)
+            refuse_if_too_many(f"{self.name}/{name}", total, self.kept[split], self.max_quarantined, here)
 
     def facts(self) -> dict[str, Any]:
         """The report as JSON, without the digests of pixels."""
@@ -85,7 +88,7 @@ def check(source: Path | DataSet, data: Data) -> CheckReport:
         MissingInputError, RefusedError, DataError: The folder is not a data set that can be read at all, or an id stands twice.
     """
     dataset = source if isinstance(source, DataSet) else open_dataset(source)
-    report = CheckReport(dataset.folder, data.max_quarantined)
+    report = CheckReport(dataset.name, data.max_quarantined)
     bad: dict[str, tuple[Flaw, str]] = {}
     for split in dataset.splits:
         found, findings = dataset.scan(split)

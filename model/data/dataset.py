@@ -11,14 +11,15 @@ The journey of a record:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from model.config import Kind
 from model.data import reserved
+from model.data.images import MAX_PIXELS
 from model.data.records import Record
 from model.data.strict_json import Flaw, FlawError, lines, parse
 from model.errors import DataError, MissingInputError, RefusedError
@@ -64,8 +65,15 @@ class DataSet:
     max_quarantined: float = MAX_QUARANTINED
     exclude: frozenset[str] = frozenset()
     """Ids of records that a check set aside because of their images; they are left out and counted as such."""
+    max_image_pixels: int = MAX_PIXELS
+    """Largest width x height in pixels of an image, for whoever decodes one."""
     _cache: dict[str, tuple[list[Line], list[Finding]]] = field(default_factory=dict, repr=False, compare=False)
     _paths: dict[str, Path] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def name(self) -> str:
+        """What it calls itself; its folder's name, if it does not."""
+        return str(self.manifest.facts.get("name") or self.folder.name)
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -82,7 +90,9 @@ class DataSet:
         """
         found, findings = self.scan(split)
         kept = [line.record for line in found if line.record.id not in self.exclude]
-        refuse_if_too_many(split_file(split), len(found) + len(findings), len(kept), self.max_quarantined, findings)
+        refuse_if_too_many(
+            f"{self.name}/{split_file(split)}", len(found) + len(findings), len(kept), self.max_quarantined, findings
+        )
         return [record for record in kept if not kinds or record.kind in kinds]
 
     def scan(self, split: str) -> tuple[list[Line], list[Finding]]:
@@ -126,6 +136,21 @@ def open_dataset(
     return DataSet(folder, manifest, max_quarantined, frozenset(exclude))
 
 
+@dataclass(frozen=True)
+class Audit:
+    """What a check found and what the recipe allows: all who read the data sets of a run open them with the same one."""
+
+    exclude: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Data set -> ids of records to leave out."""
+    max_quarantined: float = MAX_QUARANTINED
+    max_image_pixels: int = MAX_PIXELS
+
+    def open(self, name: str, folder: Path, verify: bool = True) -> DataSet:
+        """The data set `name` of the run; errors as `open_dataset`."""
+        opened = open_dataset(folder, verify, self.max_quarantined, self.exclude.get(name, ()))
+        return replace(opened, max_image_pixels=self.max_image_pixels)
+
+
 def split_file(split: str) -> str:
     """Name of a split's file, relative to the data set."""
     return f"{RECORDS}/{split}.jsonl"
@@ -143,7 +168,7 @@ def refuse_if_too_many(name: str, total: int, kept: int, limit: float, findings:
     raise DataError(
         f"{name}: {aside:,} of {total:,} records are set aside ({aside / total:.1%}, the limit is {limit:.1%}): "
         f"{reasons or 'excluded by the check'}{first}",
-        "mend the records (`biovlm data check` lists all), or raise data.max_quarantined",
+        "mend the records (`biovlm data check NAME` lists all), or raise data.max_quarantined",
     )
 
 
@@ -165,7 +190,7 @@ def _scan(dataset: DataSet, split: str) -> tuple[list[Line], list[Finding]]:
             good.append(Line(number, record))
         if record_id and seen.setdefault(record_id, number) != number:
             raise DataError(
-                f"{name}: the id {record_id!r} stands in line {seen[record_id]} and line {number}",
+                f"{dataset.name}/{name}: the id {record_id!r} stands in line {seen[record_id]} and line {number}",
                 "give each record an id of its own",
             )
     return good, findings
@@ -176,7 +201,10 @@ def _record(raw: bytes | FlawError) -> Record:
         raise raw
     if not raw.strip():
         raise FlawError(Flaw.BLANK_LINE, "a blank line")
-    value = parse(raw)
+    try:
+        value = parse(raw.rstrip())
+    except FlawError as error:
+        raise FlawError(error.flaw, error.detail.removeprefix("line 1, ")) from None  # the line of the file is said beside it
     if not isinstance(value, dict):
         raise FlawError(Flaw.SCHEMA, f"a {type(value).__name__}, not an object")
     try:

@@ -63,7 +63,8 @@ def parse(raw: bytes) -> Any:
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise FlawError(Flaw.UTF8, f"byte {error.start} is not UTF-8") from None
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise FlawError(Flaw.UTF8, f"line {line}, byte {error.start} is not UTF-8") from None
     if text.startswith("\ufeff"):
         raise FlawError(Flaw.JSON, "starts with a byte order mark")
     try:

@@ -24,7 +24,7 @@ from model import manifest
 from model.architecture.assembly import Assistant
 from model.config import Benchmark, EvaluateSlice, Kind
 from model.data.collate import PixelSource
-from model.data.dataset import DataSet, open_dataset
+from model.data.dataset import Audit, DataSet
 from model.data.records import Record
 from model.errors import DataError, MissingInputError
 from model.evaluation import benchmark as benchmarks
@@ -61,6 +61,7 @@ def evaluate(
     training_images: Collection[str] | None = None,
     progress: Progress | None = None,
     verify: bool = True,
+    audit: Audit | None = None,
 ) -> dict[str, Any]:
     """Evaluate `assistant` and commit the report artifact at `out`.
 
@@ -73,6 +74,7 @@ def evaluate(
         training_images: SHA-256 of the files of training images; empty takes those of the train split of the evaluated set.
         progress: Called with (answers done, all, "answers").
         verify: Hash the data sets against their manifests.
+        audit: Records to leave out and limits, as training had them; none leaves out nothing.
 
     Returns:
         The facts of the artifact: the headline figures of each benchmark.
@@ -82,8 +84,9 @@ def evaluate(
         MissingInputError: A data set or split that is not there.
         ConfigError: An unknown benchmark.
     """
-    opened: dict[str, DataSet] = {name: open_dataset(folder, verify) for name, folder in sets.items()}
-    source = PixelSource(assistant.image_processor)
+    audit = audit or Audit()
+    opened = {name: audit.open(name, folder, verify) for name, folder in sets.items()}
+    source = PixelSource(assistant.image_processor, max_pixels=audit.max_image_pixels)
     files = [(entry, benchmarks.load(entry.benchmark)) for entry in piece.evaluation.benchmarks]
     asked = [(entry, file, _questions(entry, file, opened)) for entry, file in files]
     total = 2 * sum(len(records) for _, _, records in asked)

@@ -153,7 +153,7 @@ def choose_samples(
     samples = []
     for item in chosen:
         record = records[item.id]
-        picture = data_uri(decode(dataset.path(record.images[0]))) if record.images else ""
+        picture = data_uri(decode(dataset.path(record.images[0]), dataset.max_image_pixels)) if record.images else ""
         samples.append(
             Sample(
                 image=picture,

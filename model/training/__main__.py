@@ -23,6 +23,7 @@ import torch
 from model import recipe
 from model.config import STAGE_NAMES, TrainSlice
 from model.errors import BiovlmError, ExitCode, UsageError
+from model.manifest import failed_write
 from model.training.reporter import LineReporter
 from model.training.stage import StageInputs, run_stage
 
@@ -36,8 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     signal.signal(signal.SIGTERM, ask)
     signal.signal(signal.SIGINT, ask)
+    out = Path()
     try:
         options = _parser().parse_args(arguments)
+        out = options.out
         whole = recipe.load(options.recipe, options.recipes, options.set)
         piece = TrainSlice.model_validate(recipe.slices(whole)[options.stage])
         # As many threads as a worker of the platform gets: results do not depend on where a stage runs, and a busy machine is not
@@ -52,9 +55,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         reporter = LineReporter(options.out / "metrics.jsonl")
         result = run_stage(piece, inputs, options.out / "work", options.out / "checkpoint", reporter, stop.is_set)
-    except BiovlmError as error:
-        sys.stderr.write(f"{error}\n")
-        return int(error.exit_code)
+    except Exception as error:
+        letter = error if isinstance(error, BiovlmError) else failed_write(out, error)
+        if letter is None:
+            raise  # a defect: its trace is worth more than a letter
+        sys.stderr.write(f"{letter}\n")
+        return int(letter.exit_code)
     sys.stdout.write(f"{options.out / 'checkpoint'} {result.digest}\n")
     return int(ExitCode.DONE)
 

@@ -3,17 +3,29 @@
 1. `Ranks.current()` reads the process group that the launcher opened; without one it is a world of one, and every method is free.
 2. `sum` adds tensors over all ranks; `same` gives all ranks rank 0's number; `gather` collects equal tensors in rank order.
 3. `together` runs something on rank 0 alone, and lets the other ranks fail with it instead of waiting for it for ever.
+4. `ending_together` does the same for everything else: a rank that fails alone leaves its letter in the group's store, where the
+   others look while they wait, and they fail with it.
 """
 
 from __future__ import annotations
 
+import functools
+import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import distributed
 
 from model.errors import BiovlmError, ExitCode, InternalError
+
+KEY = "biovlm/run"
+POLL_SECONDS = 0.0002
+LOOK_SECONDS = 0.5
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -43,7 +55,7 @@ class Ranks:
         if self.world_size == 1:
             return tensor
         travelling = tensor.to(self.device)
-        distributed.all_reduce(travelling)
+        _wait(distributed.all_reduce(travelling, async_op=True))
         return travelling.to(tensor.device)
 
     def same(self, number: int) -> int:
@@ -55,7 +67,7 @@ class Ranks:
         if self.world_size == 1:
             return [tensor.cpu()]
         parts = [torch.empty_like(tensor, device=self.device) for _ in range(self.world_size)]
-        distributed.all_gather(parts, tensor.to(self.device))
+        _wait(distributed.all_gather(parts, tensor.to(self.device), async_op=True))
         return [part.cpu() for part in parts]
 
     def together(self, act: Callable[[], int]) -> int:
@@ -75,6 +87,55 @@ class Ranks:
         if result < 0:
             raise _like(ExitCode(-result))
         return result
+
+
+def ending_together(run: Callable[P, R]) -> Callable[P, R]:
+    """`run` in every process of the group, so that one that fails ends those that wait for it, with its letter."""
+
+    @functools.wraps(run)
+    def telling(*args: P.args, **kw: P.kwargs) -> R:
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return run(*args, **kw)
+        store, rank = distributed.distributed_c10d._get_default_store(), distributed.get_rank()
+        store.add(f"{KEY}/{rank}", 1)
+        try:
+            return run(*args, **kw)
+        except Exception as error:
+            unknown = InternalError(f"{type(error).__name__} on rank {rank}", "its own log says more")
+            letter = error if isinstance(error, BiovlmError) else unknown
+            store.set(_place(store), json.dumps([type(letter).__name__, letter.message, letter.hint]))
+            raise
+
+    return telling
+
+
+def _place(store: Any) -> str:
+    """Where a letter of this run lies in the group's store; one group may see several runs, and all ranks count them alike."""
+    return f"{KEY}/letter/{store.add(f'{KEY}/{distributed.get_rank()}', 0)}"
+
+
+def _wait(work: Any) -> None:
+    """Wait for a message of all ranks, or raise the letter of one that will never send its part."""
+    store = distributed.distributed_c10d._get_default_store()
+    look = time.monotonic() + LOOK_SECONDS
+    while not work.is_completed():
+        if time.monotonic() > look:
+            _raise_letter(store)
+            look = time.monotonic() + LOOK_SECONDS
+        time.sleep(POLL_SECONDS)
+    try:
+        work.wait()
+    except RuntimeError:  # the connection to a rank is gone
+        _raise_letter(store)
+        raise
+
+
+def _raise_letter(store: Any) -> None:
+    if not store.check([_place(store)]):
+        return
+    name, message, hint = json.loads(store.get(_place(store)))
+    known = {kind.__name__: kind for kind in BiovlmError.__subclasses__()}
+    raise known.get(name, InternalError)(message, hint) from None
 
 
 def _like(code: ExitCode) -> BiovlmError:

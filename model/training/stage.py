@@ -33,7 +33,7 @@ from model.training.features import FeatureSource
 from model.training.loop import Settings, StepPlan, Training, train
 from model.training.objective import AnswerObjective
 from model.training.optimizer import Optimizer, warmup_steps
-from model.training.ranks import Ranks
+from model.training.ranks import Ranks, ending_together
 from model.training.reporter import Reporter, SilentReporter
 from model.training.resume import Store, differences
 from model.training.trainable import prepare
@@ -61,6 +61,7 @@ class StageInputs:
     """Largest width x height in pixels of an image, as in the recipe's `data`."""
 
 
+@ending_together
 def run_stage(
     piece: TrainSlice,
     inputs: StageInputs,

@@ -47,6 +47,12 @@ def test_a_missing_library_ends_with_66(check, monkeypatch):
     assert (letter.exit_code, letter.message) == (66, "not installed: no_such_library")
 
 
+def test_a_base_model_whose_folder_is_gone_is_told_before_anything_is_made_ready(check):
+    tower = {"source": "/nowhere/tower"}
+    letter = check(micro.recipe(model={"tower": tower}).model_dump_json())
+    assert (letter.exit_code, letter.message) == (66, "no folder /nowhere/tower for a base model")
+
+
 def test_too_little_free_space_ends_with_73(check, monkeypatch):
     monkeypatch.setattr(preflight, "LEAST_FREE_MIB", 10**9)
     letter = check(micro.recipe().model_dump_json())

@@ -112,7 +112,7 @@ def registry(store, tmp_path, monkeypatch):
     return made
 
 
-def test_a_candidate_has_one_version_however_often_it_is_registered(registry, happened):
+def test_a_candidate_has_one_version_however_often_it_is_registered(registry):
     registry.candidate("a", right=18)
     first = registry.register("a")
     assert registry.register("a") == first  # reused

@@ -110,7 +110,7 @@ def test_a_store_that_does_not_answer_is_said_within_seconds(settings, uri):
     assert time.monotonic() - began < 15
 
 
-def test_credentials_in_the_address_are_not_repeated(settings):
+def test_credentials_in_the_address_are_not_repeated():
     with pytest.raises(MissingInputError) as error:
         peek.store_id("http://user:secret@127.0.0.1:9", "biovlm")
     assert "secret" not in str(error.value)

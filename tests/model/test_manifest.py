@@ -106,6 +106,20 @@ def test_a_full_disk_ends_with_cannot_write_and_leaves_nothing(tmp_path: Path) -
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_full_disk_is_understood_whichever_library_tells_of_it(tmp_path: Path) -> None:
+    def write() -> None:
+        with manifest.commit(tmp_path / "a", "checkpoint") as aside:
+            try:
+                (aside / "weights").write_bytes(b"half")
+                raise ValueError("Error while serializing: I/O error: No space left on device (os error 28)")
+            except ValueError as error:
+                raise RuntimeError("cannot save") from error
+
+    with pytest.raises(CannotWriteError, match=r"a: No space left on device"):
+        write()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_missing_input_while_writing_is_not_called_a_full_disk(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), manifest.commit(tmp_path / "a", "data"):
         (tmp_path / "absent").read_bytes()

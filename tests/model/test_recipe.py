@@ -59,6 +59,7 @@ def test_recipes_that_extend_each_other_are_refused(tmp_path: Path) -> None:
         ("model.tower.config={}", ("either `source` or `config`",)),
         ("model.template=llama4", ("llama3",)),
         ("nonsense", ("--set", "nonsense")),
+        ("stages.task.lora={rank: 1, rank: 2}", ("--set", "'rank' stands twice")),
     ],
 )
 def test_a_wrong_recipe_is_told_with_field_values_and_way_out(override: str, words: tuple[str, ...]) -> None:
@@ -78,6 +79,37 @@ def test_broken_yaml_is_told_with_file_and_line(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("name: x\nstages: [1, 2\nseed: 3\n")
     with pytest.raises(ConfigError, match=r"bad\.yaml:\d"):
         recipe.load(str(tmp_path / "bad.yaml"), RECIPES)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"extends: tiny\nseed: 1\nseed: 2\n", r"odd\.yaml:3: not YAML: the key 'seed' stands twice"),
+        (b"stages:\n\ttask: 1\n", r"odd\.yaml:2: not YAML: found character '\\t'"),
+        (b"\xff\xfename", r"odd\.yaml: byte 0 is not UTF-8"),
+        (b"a: " + 3000 * b"[", r"odd\.yaml: not YAML: nested too deeply"),
+        (b"seed: 2020-13-45\n", r"odd\.yaml: not YAML: month must be in 1\.\.12"),
+        (b"seed: 1\x00", r"odd\.yaml: not YAML: unacceptable character"),
+        (b"", r"odd\.yaml: a recipe is a mapping of fields"),
+        (b"extends: tinny\n", r"odd\.yaml: extends: unknown recipe 'tinny'; did you mean `tiny`"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_told_in_one_line_with_its_place(tmp_path: Path, content: bytes, words: str) -> None:
+    (tmp_path / "odd.yaml").write_bytes(content)
+    with pytest.raises(ConfigError, match=words) as caught:
+        recipe.load(str(tmp_path / "odd.yaml"), RECIPES)
+    assert "\n" not in caught.value.message
+    assert caught.value.hint
+
+
+def test_a_folder_is_no_recipe_and_is_called_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="it is a folder"):
+        recipe.load(str(tmp_path), RECIPES)
+
+
+def test_a_complaint_about_a_trial_names_the_trial_and_not_the_file() -> None:
+    with pytest.raises(ConfigError, match=r"^--set stages\.task\.epochs: stages\.task\.epochs: .* given 'many'"):
+        load("seed=3", "stages.task.epochs=many")
 
 
 def test_a_change_of_the_task_recipe_leaves_the_slices_of_the_earlier_steps() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 import subprocess
@@ -79,6 +80,34 @@ def test_what_cannot_be_done_is_said_with_the_way_out(arguments, code, said, cap
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["plan"], 0),
+        (["data", "list"], 0),
+        (["registry", "list"], 0),
+        (["registry", "history", "biovlm-tiny"], 66),
+        (["lineage", "show", "models:/biovlm-tiny@champion"], 66),
+        (["lineage", "verify", "models:/biovlm-tiny/1"], 66),
+        (["evaluate"], 66),
+        (["chat", "--image", str(RECIPES / "tiny.yaml"), "what?"], 65),  # no image, which is told before a model is looked for
+    ],
+)
+def test_a_command_that_only_asks_makes_nothing_in_an_empty_home(arguments, code, home, capsys):
+    assert cli.call(arguments) == code
+    capsys.readouterr()
+    assert not home.exists()
+
+
+def test_a_full_disk_is_no_defect_wherever_it_is_met(monkeypatch, capsys):
+    def fails(*args, **kw):
+        raise OSError(errno.ENOSPC, "No space left on device", "/somewhere/file")
+
+    monkeypatch.setattr(cli_data, "_show", fails)
+    assert cli.call(["data", "list"]) == errors.ExitCode.CANNOT_WRITE
+    assert capsys.readouterr().err.startswith("error: cannot write /somewhere/file: No space left on device\nhint: ")
+
+
 def test_no_command_at_all_shows_the_help(capsys):
     assert cli.call([]) == errors.ExitCode.USAGE
     assert "Commands:" in capsys.readouterr().err
@@ -123,7 +152,7 @@ def test_the_doctor_speaks_json_and_writes_nothing_else(capsys, home):
     assert {finding["level"] for finding in findings.values()} <= {"ok", "warn", "missing"}
     assert all(finding["hint"] for finding in findings.values() if finding["level"] != "ok")
     assert findings["home"] == {"name": "home", "level": "ok", "found": str(home), "hint": ""}
-    assert list(home.iterdir()) == []
+    assert not home.exists()
 
 
 def test_the_doctor_names_what_is_missing_and_ends_with_66(monkeypatch, capsys, tmp_path):

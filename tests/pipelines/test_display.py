@@ -87,8 +87,13 @@ def test_lines_tell_the_story_without_a_terminal():
         "task: 10/40 steps",
         "task: started again (attempt 2)",
         "task: resumed from step 10",
-        "task: the loss is not a number",
+        "task: failed in 48 s",
     ]
+
+
+def test_a_step_that_was_asked_to_stop_did_not_fail():
+    stopped = event(EventType.FAILED, "task", 140, message="saved after step 9", exit_code=75)
+    assert shown(event(EventType.STEP_STARTED, "task", 92), stopped)[-1] == "task: stopped in 48 s"
 
 
 def test_markup_in_a_message_is_text():
@@ -119,6 +124,13 @@ def a_result(**changes):
     )
     values = {"run_id": "x", "folder": "/runs/x", "recipe": "tiny", "seconds": 321, "exit_code": 0, "registered_model": "tiny"}
     return RunResult(steps=steps, **(values | changes))
+
+
+def test_a_step_that_went_on_and_then_failed_is_called_failed():
+    text = io.StringIO()
+    failed = StepResult(name="task", state="failed", resumed_from=150)
+    Console(file=text, width=80).print(closing.table(a_result().model_copy(update={"steps": (failed,)})))
+    assert "failed" in text.getvalue()
 
 
 def test_the_closing_table_fits_and_says_what_happened():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 from components.platform.events import EventLog, EventType
 from components.platform.settings import Settings
 from components.platform.store import StepRecord
@@ -14,11 +16,9 @@ from tests.pipelines import micro
 
 def test_in_a_new_home_everything_runs(tmp_path):
     settings = Settings.from_environment({"BIOVLM_HOME": str(tmp_path / "home")})
-    steps = plans.plan(micro.recipe(), settings, ask_registry=False)
-    assert [step.name for step in steps] == [
-        name for name in STEPS if name not in ("preflight", "champion", "register", "promote")
-    ]
-    assert not [step for step in steps if step.reused]
+    steps = plans.plan(micro.recipe(), settings)
+    assert [step.name for step in steps] == [name for name in STEPS if name != "preflight"]
+    assert [step.name for step in steps if step.reused] == ["champion"]  # there is none
     assert steps[0].reason == "waits for the data registry"
     assert not (tmp_path / "home").exists(), "a plan writes nothing"
 
@@ -42,6 +42,16 @@ def test_the_exit_code_of_a_run_is_that_of_the_step_that_failed(tmp_path):
     letter = local._letter(settings)
     assert (type(letter), letter.exit_code) == (RefusedError, ExitCode.REFUSED)
     assert (letter.message, letter.hint) == ("task: a file was changed", "restore it")
+
+
+def test_a_step_that_vanished_on_a_full_disk_is_told_as_one_that_cannot_write(tmp_path, monkeypatch):
+    settings = Settings.from_environment({"BIOVLM_HOME": str(tmp_path), "BIOVLM_RUN_ID": "r"})
+    EventLog(settings.events, "task").write(EventType.STEP_STARTED, facts={"pid": 1})
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=4096))
+    letter = local._letter(settings)
+    assert letter.exit_code == ExitCode.CANNOT_WRITE
+    assert "No space left on device (task could not even say so)" in letter.message
 
 
 def test_a_step_that_vanished_is_named(tmp_path):

@@ -63,7 +63,7 @@ def test_an_interrupted_run_ends_with_75_saves_its_place_and_leaves_nothing_half
     run.interrupt()
     code, out, err = run.end()
     assert code == 75, err
-    assert state(json.loads(out))["align"] == "failed"
+    assert state(json.loads(out))["align"] == "stopped"
     assert [event.exit_code for event in events.read(run.folder / "events.jsonl") if event.type == "failed"] == [75]
     assert not processes(run.folder)
     nothing_half_written(home)

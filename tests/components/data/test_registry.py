@@ -181,6 +181,18 @@ def test_lost_bytes_are_a_letter(registry, tmp_path):
         registry.materialise(["phantom"], "HEAD", tmp_path / "store")
 
 
+def test_a_full_disk_while_bytes_are_fetched_is_not_called_lost_bytes(registry, tmp_path, monkeypatch):
+    from dvc.api import DVCFileSystem
+
+    def full(*args, **kw):
+        raise RuntimeError("database or disk is full")
+
+    monkeypatch.setattr(DVCFileSystem, "get", full)
+    with pytest.raises(CannotWriteError, match="No space left"):
+        registry.materialise(["phantom"], "HEAD", tmp_path / "store")
+    assert not list((tmp_path / "store").rglob("*.tmp"))
+
+
 def test_an_unknown_set_names_the_nearest_one(registry, tmp_path):
     with pytest.raises(MissingInputError, match="did you mean `phantom`") as caught:
         registry.materialise(["phantm"], "HEAD", tmp_path / "store")
@@ -270,7 +282,7 @@ def test_a_full_disk_is_called_so(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
-def test_a_build_that_was_stopped_is_repaired_by_the_next(tmp_path, monkeypatch, stop):
+def test_a_build_that_was_stopped_is_repaired_by_the_next(tmp_path, stop):
     code = write_checkout(tmp_path / "code")
     program = (
         f"from pathlib import Path; from components.data.registry import Registry; R = Registry(Path({str(tmp_path)!r}) / 'home',"

@@ -70,7 +70,7 @@ def test_two_adapters_travel_in_order(bases: dict[str, Path], saved: tuple[Path,
     )
 
 
-def test_equal_weights_have_equal_names(bases: dict[str, Path], saved: tuple[Path, Assistant], tmp_path: Path) -> None:
+def test_equal_weights_have_equal_names(saved: tuple[Path, Assistant], tmp_path: Path) -> None:
     again = checkpoint.save(tmp_path / "again", saved[1], "instruct", {"data:phantom": "0" * 64}, {"step": 3})
     assert again.digest == manifest.read(saved[0]).digest
 

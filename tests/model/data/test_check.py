@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import io
-
 import pytest
-from PIL import Image
 
 from model.config import Data
 from model.data.check import check
@@ -62,7 +59,9 @@ def test_the_limit_of_pixels_is_the_recipes(write_set: Writer) -> None:
 def test_too_many_bad_images_stop_with_counts(write_set: Writer) -> None:
     lines = [question("fine"), question("cut", "images/cut.png")]
     folder = write_set({"train": lines}, {"a.png": 1, "cut.png": b"\x89PNG\r\n\x1a\n"})
-    with pytest.raises(DataError, match=r"1 of 2 records are set aside \(50.0%, the limit is 2.0%\): 1 image_broken"):
+    with pytest.raises(
+        DataError, match=r"^set/records/train.jsonl: 1 of 2 records are set aside \(50.0%, the limit is 2.0%\): 1 image_broken"
+    ):
         check(folder, Data(sets={})).refuse()
 
 
@@ -71,6 +70,11 @@ def test_an_empty_split_is_refused(write_set: Writer) -> None:
     assert not report.ok
     with pytest.raises(DataError, match="is empty"):
         report.refuse()
+
+
+def test_a_data_set_without_any_record_is_refused_by_its_name(write_set: Writer) -> None:
+    with pytest.raises(DataError, match="^set has no records"):
+        check(write_set({}), Data(sets={})).refuse()
 
 
 def test_what_a_check_excludes_later_readers_leave_out(write_set: Writer) -> None:
@@ -84,9 +88,3 @@ def test_a_folder_is_verified_first(write_set: Writer) -> None:
     (folder / "added.txt").write_text("x")
     with pytest.raises(RefusedError, match="1 added"):
         check(folder, LENIENT)
-
-
-def _images(number: int) -> dict[str, bytes]:
-    stream = io.BytesIO()
-    Image.effect_noise((64, 64), 40).convert("RGB").save(stream, format="PNG")
-    return {f"{n}.png": stream.getvalue() for n in range(number)}

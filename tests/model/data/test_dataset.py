@@ -102,7 +102,7 @@ def test_no_file_outside_the_data_set_is_opened(write_set: Writer, tmp_path: Pat
     assert all(path.startswith(str(folder)) for path in opened if path.startswith(str(tmp_path)))
 
 
-def test_a_symbolic_link_out_of_the_data_set_is_refused(write_set: Writer, tmp_path: Path) -> None:
+def test_a_symbolic_link_out_of_the_data_set_is_refused(tmp_path: Path) -> None:
     (tmp_path / "outside.png").write_bytes(b"x")
     with commit(tmp_path / "linked", kind="data") as folder:
         (folder / "records").mkdir()
@@ -111,6 +111,11 @@ def test_a_symbolic_link_out_of_the_data_set_is_refused(write_set: Writer, tmp_p
     with pytest.raises(RefusedError, match="leaves its folder"):
         open_dataset(tmp_path / "linked")
     assert open_dataset(tmp_path / "linked", verify=False).scan("train")[1][0].flaw is Flaw.UNSAFE_PATH
+
+
+def test_a_broken_line_is_told_by_its_own_line_and_column(write_set: Writer) -> None:
+    finding = open_dataset(write_set({"train": [*GOOD, b'{"id": "a"']})).scan("train")[1][0]
+    assert str(finding) == "records/train.jsonl:61: json: column 11: Expecting ',' delimiter"
 
 
 def test_windows_line_ends_are_fine(write_set: Writer) -> None:

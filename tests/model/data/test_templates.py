@@ -19,7 +19,6 @@ from tests.model.data.tiny_data import build_tokenizer
 Q1, A1, Q2, A2 = "What is shown?", "A liver.", "Is it large?", "Yes"
 ALL = list(Template)
 CHATS = [template for template in Template if template is not Template.PLAIN]
-LLAMA3_TURN = "<|start_header_id|> {} <|end_header_id|> ĊĊ"
 
 # A star marks a target. Two image tokens; Ġ is a space and Ċ a newline in the tokenizer's own writing.
 WITH_SYSTEM_IMAGE_AND_TWO_TURNS = {

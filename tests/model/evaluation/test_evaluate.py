@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from pydantic import ValidationError
 from model import manifest
 from model.architecture.assembly import Assistant
 from model.config import Benchmark, EvaluateSlice, Evaluation, Resources
-from model.data.dataset import DataSet
+from model.data.dataset import Audit, DataSet
 from model.data.records import Record
 from model.errors import DataError, MissingInputError
 from model.evaluation.evaluate import evaluate
@@ -102,6 +103,24 @@ def test_a_question_without_answer_type_is_bad_data(assistant: Assistant, phanto
         evaluate(piece(), assistant, CHECKPOINT, {"phantom": folder}, tmp_path / "r")
 
 
+def test_a_question_that_the_audit_set_aside_is_not_asked(
+    assistant: Assistant, phantom: DataSet, questions: list[Record], tmp_path: Path
+) -> None:
+    bad = questions[0].images[0]
+    folder = with_records(tmp_path / "set", phantom, lambda record: True, {bad: b"no picture"})
+    with pytest.raises(DataError, match="not a PNG"):
+        evaluate(piece(), assistant, CHECKPOINT, {"phantom": folder}, tmp_path / "r")
+    ids = [record.id for record in phantom.records("test") if bad in record.images]
+    evaluate(piece(), assistant, CHECKPOINT, {"phantom": folder}, tmp_path / "r", audit=Audit({"phantom": ids}, 0.9))
+    assert [item.id for item in read_items(tmp_path / "r")] == [record.id for record in questions if record.id not in ids]
+
+
+def test_the_recipes_limit_of_pixels_holds_in_evaluation(assistant: Assistant, phantom_folder: Path, tmp_path: Path) -> None:
+    sets, audit = {"phantom": phantom_folder}, Audit(max_image_pixels=63)
+    with pytest.raises(DataError, match="the limit is 63 pixels"):
+        evaluate(piece(), assistant, CHECKPOINT, sets, tmp_path / "r", audit=audit)
+
+
 def test_a_set_that_was_not_handed_in_is_missing(assistant: Assistant, tmp_path: Path) -> None:
     with pytest.raises(MissingInputError, match="phantom"):
         evaluate(piece(), assistant, CHECKPOINT, {}, tmp_path / "r")
@@ -125,13 +144,13 @@ def test_a_damaged_report_is_named_without_its_content(done: Path, tmp_path: Pat
         read_report(tmp_path / "nowhere")
 
 
-def with_records(folder: Path, source: DataSet, keep: object) -> Path:
-    """The data set with other test records."""
+def with_records(folder: Path, source: DataSet, keep: object, files: Mapping[str, bytes] | None = None) -> Path:
+    """The data set with other test records, and other content of some files."""
     with manifest.commit(folder, "data", facts=source.manifest.facts) as aside:
         for entry in source.manifest.files:
             target = aside / entry.path
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(source.path(entry.path).read_bytes())
+            target.write_bytes((files or {}).get(entry.path) or source.path(entry.path).read_bytes())
         path = aside / "records" / "test.jsonl"
         records = [json.loads(line) for line in path.read_text().splitlines()]
         kept = [record for record in records if keep(record)]  # type: ignore[operator]

@@ -94,6 +94,8 @@ def test_after_sigterm_and_kill_the_same_command_ends_with_the_same_bytes(argume
         (["--set", "stages.instruct.lora.rnk=3"], ExitCode.BAD_CONFIG, "did you mean `rank`"),
         (["--data", "phantom=/nowhere"], ExitCode.MISSING_INPUT, "/nowhere"),
         (["--base", "tower=/nowhere"], ExitCode.MISSING_INPUT, "/nowhere"),
+        (["--set", "model.tower.source=/nowhere"], ExitCode.MISSING_INPUT, "no folder /nowhere"),
+        (["--out", "/dev/null/out"], ExitCode.CANNOT_WRITE, "cannot write /dev/null/out"),
     ],
 )
 def test_every_mistake_has_its_exit_code_and_a_hint(

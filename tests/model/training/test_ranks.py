@@ -29,7 +29,7 @@ from pathlib import Path
 import torch
 from torch import distributed
 from model.config import TrainSlice
-from model.errors import BiovlmError
+from model.errors import BiovlmError, DataError
 from model.training.objective import AnswerObjective
 from model.training.reporter import ListReporter
 from model.training.stage import StageInputs, run_stage
@@ -46,6 +46,8 @@ for run in job["runs"]:
 
     def loss_sum(self, micro):
         passes[0] += 1
+        if rank == 1 and passes[0] == run["failing_pass"]:
+            raise DataError("an image is damaged", "restore it")
         loss = original(self, micro)
         return loss * math.nan if rank == 1 and passes[0] == run["bad_pass"] else loss
 
@@ -71,7 +73,7 @@ CHANGES: dict[str, Any] = {"lora": {"rank": 4, "alpha": 8}, "epochs": 0.4, "micr
 
 @dataclass(frozen=True)
 class Answers:
-    """What two workers did in four runs: plain, stopped by rank 1, going on, and with a bad loss on rank 1."""
+    """What two workers did in five runs: plain, stopped by rank 1, going on, with a bad loss and with an error on rank 1."""
 
     root: Path
     leader: list[list[Any]]
@@ -83,9 +85,10 @@ class Answers:
 def answers(phantom: Path, bases: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Answers:
     root = tmp_path_factory.mktemp("ranks")
     slice_ = piece("instruct", workers=2, **CHANGES).model_dump(mode="json")
-    plain = {"root": str(root / "plain"), "piece": slice_, "stopped_rank": -1, "bad_pass": -1}
+    plain = {"root": str(root / "plain"), "piece": slice_, "stopped_rank": -1, "bad_pass": -1, "failing_pass": -1}
     resumed = plain | {"root": str(root / "resumed")}
-    runs = [plain, resumed | {"stopped_rank": 1}, resumed, plain | {"root": str(root / "bad"), "bad_pass": 3}]
+    bad, failing = plain | {"root": str(root / "bad"), "bad_pass": 3}, plain | {"root": str(root / "failing"), "failing_pass": 3}
+    runs = [plain, resumed | {"stopped_rank": 1}, resumed, bad, failing]
     job = {
         "meet": str(root / "meet"),
         "phantom": str(phantom),
@@ -120,7 +123,7 @@ def test_workers_stop_together_and_go_on_to_the_same_bytes(answers: Answers) -> 
     total = answers.leader[0][2]
     assert [code for code, _, _ in answers.leader[:3]] == [code for code, _, _ in answers.other[:3]] == [0, ExitCode.PREEMPTED, 0]
     assert [steps for _, _, steps in answers.leader[:3]] == [total, 2, total - 2]
-    assert [steps for _, _, steps in answers.other] == [0, 0, 0, 0]  # rank 0 alone reports
+    assert [steps for _, _, steps in answers.other] == [0, 0, 0, 0, 0]  # rank 0 alone reports
     digests = {manifest.read(answers.root / name / "final").digest for name in ("plain", "resumed")}
     assert len(digests) == 1
 
@@ -130,3 +133,9 @@ def test_a_bad_loss_on_one_worker_stops_both_in_the_same_step(answers: Answers) 
     assert leader[0] == other[0] == ExitCode.DIVERGED
     assert leader[1] == other[1]
     assert "the loss is nan; records train-" in leader[1]
+
+
+def test_an_error_on_one_worker_soon_ends_the_other_with_its_letter(answers: Answers) -> None:
+    """The group's own timeout is far behind that of this test."""
+    assert answers.leader[4][:2] == [ExitCode.BAD_DATA, "an image is damaged"]
+    assert answers.other[4][:2] == [ExitCode.BAD_DATA, "an image is damaged"]
