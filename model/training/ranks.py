@@ -3,17 +3,35 @@
 1. `Ranks.current()` reads the process group that the launcher opened; without one it is a world of one, and every method is free.
 2. `sum` adds tensors over all ranks; `same` gives all ranks rank 0's number; `gather` collects equal tensors in rank order.
 3. `together` runs something on rank 0 alone, and lets the other ranks fail with it instead of waiting for it for ever.
+4. `joined` opens the process group where torchrun is the launcher; Ray opens its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import distributed
 
 from model.errors import BiovlmError, ExitCode, InternalError
+
+
+@contextlib.contextmanager
+def joined(gpu: bool) -> Iterator[None]:
+    """Inside, the processes that torchrun started are one group, each with a GPU of its own if asked; one alone stays alone."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        gpu = gpu and torch.cuda.is_available()  # without one the stage refuses, in its own words
+        if gpu:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        distributed.init_process_group("nccl" if gpu else "gloo")
+    try:
+        yield
+    finally:
+        if distributed.is_initialized():  # also the group of one that DeepSpeed wants
+            distributed.destroy_process_group()
 
 
 @dataclass(frozen=True)
