@@ -204,6 +204,7 @@ class Stage(Strict):
     precision: Precision = Precision.FLOAT32
     lora: Lora | None = None
     strategy: Strategy = Strategy.DDP
+    """`zero2` and `zero3` need DeepSpeed; `zero3` is for a language model too large for one device, and slower otherwise."""
     checkpoint_every: Annotated[int, Field(ge=1)] = 50
     """Optimizer steps between checkpoints."""
 

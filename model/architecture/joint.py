@@ -10,6 +10,8 @@ B sequences, T tokens, N images, P image tokens an image, D tower features, S ta
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from transformers import LlavaForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -58,7 +60,7 @@ def check_joint(batch: Batch, image_token_id: int, image_tokens: int) -> None:
 
 
 def supervised_logits(
-    model: LlavaForConditionalGeneration, batch: Batch, features: torch.Tensor
+    model: LlavaForConditionalGeneration, batch: Batch, features: torch.Tensor, everywhere: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits (S, V) of every target and the targets (S,) themselves, in the order of the sequences.
 
@@ -66,14 +68,21 @@ def supervised_logits(
         model: The network.
         batch: Padded on the right, checked by `check_joint`.
         features: (N, P, D) from `encode`.
+        everywhere: Lead a batch without images through the connector as well, and its gradient back to it, as zero: workers that
+            share out weights must all run the same layers.
     """
-    images = None
+    dtype = model.model.multi_modal_projector.linear_1.weight.dtype
+    given: dict[str, Any] = {"input_ids": batch.input_ids}
     if len(features):
-        projected = model.model.multi_modal_projector(features.to(model.model.multi_modal_projector.linear_1.weight.dtype))
-        images = {"image": BaseModelOutputWithPooling(pooler_output=list(projected))}
+        projected = model.model.multi_modal_projector(features.to(dtype))
+        given["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=list(projected))}
+    elif everywhere:
+        blank = torch.zeros(1, 1, model.config.vision_config.hidden_size, dtype=dtype, device=batch.input_ids.device)
+        nothing = model.model.multi_modal_projector(blank).sum() * 0.0
+        given = {"inputs_embeds": model.get_input_embeddings()(batch.input_ids) + nothing}
     # No attention mask: padding stands on the right, where causal attention from a real token never looks, and without a mask
     # attention takes its fast causal kernel.
-    hidden = model.model(input_ids=batch.input_ids, mm_encoder_outputs=images, use_cache=False).last_hidden_state
+    hidden = model.model(**given, use_cache=False).last_hidden_state
     targets = batch.labels[:, 1:]
     counted = targets != IGNORE
     return model.lm_head(hidden[:, :-1][counted]), targets[counted]

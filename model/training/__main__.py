@@ -1,6 +1,7 @@
 """Train one stage on this machine, with nothing but the model's own needs installed.
 
     python -m model.training RECIPE --stage align --out DIR --data phantom=DIR --base tower=DIR --base language=DIR
+    torchrun --nproc-per-node 2 -m model.training ...    the same with two workers
 
 1. The recipe is read and cut; `--set a.b=1` changes it for a trial.
 2. `run_stage` trains, writing metrics to DIR/metrics.jsonl, intermediate checkpoints to DIR/work and the result to DIR/checkpoint.
@@ -24,6 +25,7 @@ from model import recipe
 from model.config import STAGE_NAMES, TrainSlice
 from model.errors import BiovlmError, ExitCode, UsageError
 from model.manifest import failed_write
+from model.training.ranks import Ranks, joined
 from model.training.reporter import LineReporter
 from model.training.stage import StageInputs, run_stage
 
@@ -54,14 +56,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             max_image_pixels=whole.data.max_image_pixels,
         )
         reporter = LineReporter(options.out / "metrics.jsonl")
-        result = run_stage(piece, inputs, options.out / "work", options.out / "checkpoint", reporter, stop.is_set)
+        with joined(piece.resources.gpus_per_worker > 0):
+            result = run_stage(piece, inputs, options.out / "work", options.out / "checkpoint", reporter, stop.is_set)
+            leads = Ranks.current(torch.device("cpu")).leads
     except Exception as error:
         letter = error if isinstance(error, BiovlmError) else failed_write(out, error)
         if letter is None:
             raise  # a defect: its trace is worth more than a letter
         sys.stderr.write(f"{letter}\n")
         return int(letter.exit_code)
-    sys.stdout.write(f"{options.out / 'checkpoint'} {result.digest}\n")
+    if leads:
+        sys.stdout.write(f"{options.out / 'checkpoint'} {result.digest}\n")
     return int(ExitCode.DONE)
 
 

@@ -31,6 +31,7 @@ from model.training.optimizer import Group, Optimizer
 from model.training.ranks import Ranks
 from model.training.reporter import LineReporter, Reporter
 from model.training.resume import Store
+from model.training.sharing import Replicated
 
 BETAS = (0.9, 0.98)
 WEIGHT_DECAY = 0.05
@@ -88,7 +89,7 @@ def _training(lesson: Lesson, out: Path, reporter: Reporter) -> Training:
     return Training(
         objective=lesson.objective,
         plan=lesson.plan,
-        optimizer=Optimizer([Group("base", lesson.rate, lesson.weights)], BETAS, WEIGHT_DECAY),
+        sharing=Replicated(Optimizer([Group("base", lesson.rate, lesson.weights)], BETAS, WEIGHT_DECAY), ranks),
         settings=Settings(Schedule.COSINE, min(WARMUP_STEPS, total), clip_norm=1.0, checkpoint_every=total),
         store=Store(out.parent / f".{out.name}.work", {}, ranks, reporter),
         reporter=reporter,

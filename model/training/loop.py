@@ -3,10 +3,11 @@
 One optimizer step:
 1. Every forward pass of this rank gives the sum of its losses; it is divided by the number of targets of the whole step over all
    passes and ranks, which each rank knows from the plan. So a target counts the same wherever it stands.
-2. Gradients are added over the ranks. The same message carries the loss, the number of the first pass with a bad loss on each rank,
-   and whether someone was asked to stop: all ranks decide alike, in the same step.
-3. A loss or gradient that is not finite ends the run before the weights change (DivergedError, exit 79).
-4. The gradient is clipped, the optimizer moves, the numbers are reported.
+2. The strategy (sharing, zero) adds the gradients over the ranks. A message is added with them: the loss, the number of the first
+   pass with a bad loss on each rank, and whether someone was asked to stop. So all ranks decide alike, in the same step.
+3. The gradient is clipped and the optimizer moves; but a loss or gradient that is not finite ends the run before the weights change
+   (DivergedError, exit 79).
+4. The numbers are reported.
 5. Every `checkpoint_every` steps, and when asked to stop, the state is saved; a stop then ends the run (PreemptedError, exit 75).
 """
 
@@ -22,10 +23,11 @@ import torch
 
 from model.config import Schedule
 from model.errors import DivergedError, PreemptedError
-from model.training.optimizer import Optimizer, factor
+from model.training.optimizer import factor
 from model.training.ranks import Ranks
 from model.training.reporter import Reporter
 from model.training.resume import Store
+from model.training.sharing import Sharing
 
 Micro = Sequence[int]
 """Indices of the examples of one forward pass."""
@@ -68,7 +70,7 @@ class Training:
     objective: Objective
     plan: Sequence[StepPlan]
     """All optimizer steps of the run; every rank holds the same plan."""
-    optimizer: Optimizer
+    sharing: Sharing
     settings: Settings
     store: Store
     reporter: Reporter
@@ -88,7 +90,7 @@ def train(training: Training) -> float:
         ConfigError, MissingInputError: see `Store.resume`. CannotWriteError: a checkpoint cannot be written.
     """
     total = len(training.plan)
-    done = training.store.resume(training.optimizer)
+    done = training.store.resume(training.sharing)
     if done:
         training.reporter.resumed(done)
     loss, clock = math.nan, time.perf_counter()
@@ -99,7 +101,7 @@ def train(training: Training) -> float:
         clock = now
         stopping = stopping and finished < total  # the last step is not interrupted: what follows is as short as a checkpoint
         if stopping or (finished % training.settings.checkpoint_every == 0 and finished < total):
-            training.store.save(finished, training.optimizer)
+            training.store.save(finished, training.sharing)
         if stopping:
             raise PreemptedError(f"asked to stop; saved after step {finished} of {total}", "the same command goes on from there")
     return loss
@@ -107,51 +109,49 @@ def train(training: Training) -> float:
 
 def _step(training: Training, number: int) -> tuple[float, float, bool]:
     """One optimizer step: mean loss, norm of the gradient before clipping, and whether any rank was asked to stop."""
-    plan, ranks, optimizer = training.plan[number], training.ranks, training.optimizer
+    plan, ranks = training.plan[number], training.ranks
     num_targets = max(1, sum(training.objective.num_targets(micro) for passes in plan for micro in passes))
-    losses = _accumulate(training.objective, plan[ranks.rank], num_targets)
-    gradients = [weight.grad for weight in optimizer.weights.values() if weight.grad is not None]
-    tail = _sum_gradients(gradients, _tail(losses, num_targets, training.stop(), ranks).to(gradients[0].device), ranks)
-    norm = torch.nn.utils.get_total_norm(gradients)
-    loss, stopping, *bad_passes, length = torch.cat([tail, norm.reshape(1).to(tail)]).tolist()
+    losses = _accumulate(training, plan, num_targets)
+    message = _message(losses, num_targets, training.stop(), ranks)
+    (loss, stopping, *bad_passes), length = training.sharing.move(message, _share(training, number), training.settings.clip_norm)
     if not (math.isfinite(loss) and math.isfinite(length)):
         raise _diverged(training, number, loss, length, [int(first) for first in bad_passes])
-    torch.nn.utils.clip_grads_with_norm_(optimizer.weights.values(), training.settings.clip_norm, norm)
-    optimizer.apply(_share(training, number))
     return loss, length, stopping > 0
 
 
-def _accumulate(objective: Objective, passes: Sequence[Micro], num_targets: int) -> torch.Tensor:
-    """Gradients of this rank's passes, added into the weights; the sums of losses, one a pass."""
+def _accumulate(training: Training, plan: StepPlan, num_targets: int) -> torch.Tensor:
+    """Gradients of this rank's passes, added up by the strategy; the sums of losses, one a pass."""
+    objective, sharing, own = training.objective, training.sharing, plan[training.ranks.rank]
     losses = []
-    for micro in passes:
-        loss = objective.loss_sum(micro)
-        if loss.requires_grad:  # a pass without images has no path to the connector
-            (loss / num_targets).backward()
+    for micro in own:
+        loss = sharing.loss_sum(objective, micro)
+        sharing.backward(loss / num_targets)
         losses.append(loss.detach().float())
+    for micro in _padding(objective, plan, len(own)) if sharing.even else ():
+        sharing.backward(sharing.loss_sum(objective, micro) * 0.0)
     return torch.stack(losses) if losses else torch.zeros(0)
 
 
-def _tail(losses: torch.Tensor, num_targets: int, stop: bool, ranks: Ranks) -> torch.Tensor:
+def _padding(objective: Objective, plan: StepPlan, num_passes: int) -> list[Micro]:
+    """Passes that make up for those that another rank has more.
+
+    Workers that share out weights or gradients meet in every pass: one that had finished would leave the others waiting for ever.
+    So it goes on with an example of this step whose loss counts nothing, the one with the fewest targets.
+    """
+    spare = min(
+        (index for passes in plan for micro in passes for index in micro), key=lambda index: objective.num_targets([index])
+    )
+    return [[spare]] * (max(map(len, plan)) - num_passes)
+
+
+def _message(losses: torch.Tensor, num_targets: int, stop: bool, ranks: Ranks) -> torch.Tensor:
     """(2 + ranks,): loss, stop, and at this rank's place the number (from 1) of its first pass with a bad loss, or 0."""
     bad = (~torch.isfinite(losses)).nonzero()
-    tail = torch.zeros(2 + ranks.world_size, dtype=torch.float32, device=losses.device)
-    tail[0] = losses.sum() / num_targets
-    tail[1] = float(stop)
-    tail[2 + ranks.rank] = float(bad[0, 0]) + 1 if len(bad) else 0.0
-    return tail
-
-
-def _sum_gradients(gradients: Sequence[torch.Tensor], tail: torch.Tensor, ranks: Ranks) -> torch.Tensor:
-    """Add gradients over the ranks in place, and the tail with them, in one message."""
-    if ranks.world_size == 1:
-        return tail
-    flat = ranks.sum(torch.cat([gradient.reshape(-1).float() for gradient in gradients] + [tail]))
-    start = 0
-    for gradient in gradients:
-        gradient.copy_(flat[start : start + gradient.numel()].view_as(gradient))
-        start += gradient.numel()
-    return flat[start:]
+    message = torch.zeros(2 + ranks.world_size, dtype=torch.float32, device=losses.device)
+    message[0] = losses.sum() / num_targets
+    message[1] = float(stop)
+    message[2 + ranks.rank] = float(bad[0, 0]) + 1 if len(bad) else 0.0
+    return message
 
 
 def _share(training: Training, number: int) -> float:
@@ -160,7 +160,7 @@ def _share(training: Training, number: int) -> float:
 
 def _report(training: Training, number: int, loss: float, norm: float, seconds: float) -> None:
     values = {"loss": loss, "gradient_norm": norm}
-    values |= {f"learning_rate/{name}": rate for name, rate in training.optimizer.rates(_share(training, number)).items()}
+    values |= {f"learning_rate/{name}": rate for name, rate in training.sharing.rates(_share(training, number)).items()}
     measures = dict(training.objective.measures(training.plan[number]))
     if "tokens" in measures:
         values["tokens_per_second"] = measures["tokens"] / max(seconds, 1e-9)

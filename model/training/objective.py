@@ -31,6 +31,7 @@ class AnswerObjective:
         examples: What the plan's indices mean.
         features: N image paths to tower features (N, P, D).
         precision: Of the forward pass; weights that learn stay float32.
+        everywhere: See `supervised_logits`.
 
     Raises:
         DataError: An example has no target, or has image placeholders among its targets.
@@ -42,11 +43,13 @@ class AnswerObjective:
         examples: Sequence[Example],
         features: Callable[[Sequence[Path]], torch.Tensor],
         precision: Precision,
+        everywhere: bool = False,
     ) -> None:
         self._assistant = assistant
         self._examples = examples
         self._features = features
         self._autocast = precision is Precision.BFLOAT16
+        self._everywhere = everywhere
         self._tokens = [example.num_tokens for example in examples]
         self._targets = [int((example.labels[1:] != IGNORE).sum()) for example in examples]
         self._check_targets()
@@ -66,7 +69,7 @@ class AnswerObjective:
         check_joint(batch, assistant.image_token_id, assistant.image_tokens)
         batch = batch.to(assistant.device)
         with torch.autocast(assistant.device.type, torch.bfloat16, enabled=self._autocast):
-            logits, targets = supervised_logits(assistant.model, batch, batch.pixel_values)
+            logits, targets = supervised_logits(assistant.model, batch, batch.pixel_values, self._everywhere)
         return functional.cross_entropy(logits.float(), targets, reduction="sum")
 
     def measures(self, step: StepPlan) -> Mapping[str, float]:

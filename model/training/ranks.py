@@ -5,14 +5,17 @@
 3. `together` runs something on rank 0 alone, and lets the other ranks fail with it instead of waiting for it for ever.
 4. `ending_together` does the same for everything else: a rank that fails alone leaves its letter in the group's store, where the
    others look while they wait, and they fail with it.
+5. `joined` opens the process group where torchrun is the launcher; Ray opens its own.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
@@ -26,6 +29,21 @@ POLL_SECONDS = 0.0002
 LOOK_SECONDS = 0.5
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+@contextlib.contextmanager
+def joined(gpu: bool) -> Iterator[None]:
+    """Inside, the processes that torchrun started are one group, each with a GPU of its own if asked; one alone stays alone."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        gpu = gpu and torch.cuda.is_available()  # without one the stage refuses, in its own words
+        if gpu:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        distributed.init_process_group("nccl" if gpu else "gloo")
+    try:
+        yield
+    finally:
+        if distributed.is_initialized():  # also the group of one that DeepSpeed wants
+            distributed.destroy_process_group()
 
 
 @dataclass(frozen=True)

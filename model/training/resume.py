@@ -6,7 +6,7 @@
 
 1. `Store.save` writes what the next step depends on: the weights that learn, the optimizer's moments, every rank's random state,
    and the number of finished steps, from which the plan gives the position in the data. Two are kept; an old one goes only after a
-   newer one is whole.
+   newer one is whole. The tensors are whole and named, however the workers share them.
 2. `Store.resume` takes the newest that verifies. One that does not is set aside, with a note. If there were some and none is good,
    the run stops: starting again from nothing must be somebody's decision.
 3. A checkpoint of another configuration is refused, with the fields that differ.
@@ -28,9 +28,9 @@ import torch
 from model import manifest
 from model.architecture import tensors
 from model.errors import BiovlmError, ConfigError, MissingInputError, RefusedError
-from model.training.optimizer import Optimizer
 from model.training.ranks import Ranks
 from model.training.reporter import Reporter
+from model.training.sharing import Sharing, Tensors
 
 KIND = "step"
 KEPT = 2
@@ -54,23 +54,24 @@ class Store:
         self._ranks = ranks
         self._reporter = reporter
 
-    def save(self, step: int, optimizer: Optimizer) -> None:
+    def save(self, step: int, sharing: Sharing) -> None:
         """Write the state after `step` finished steps. All ranks call it together. CannotWriteError on a full disk."""
-        states = self._ranks.gather(_random_state(next(iter(optimizer.weights.values())).device))
+        states = self._ranks.gather(_random_state(sharing.device))
+        weights, moments = sharing.state()
 
         def write() -> int:
             facts = {"step": step, "configuration": self._configuration}
             with manifest.commit(self.work / f"step-{step:06d}", KIND, facts=facts) as folder:
-                tensors.write(folder / WEIGHTS, optimizer.weights)
-                tensors.write(folder / OPTIMIZER, optimizer.state())
+                tensors.write(folder / WEIGHTS, weights)
+                tensors.write(folder / OPTIMIZER, moments)
                 tensors.write(folder / RNG, {str(rank): state for rank, state in enumerate(states)})
             self._remove_old()
             return step
 
         self._ranks.together(write)
 
-    def resume(self, optimizer: Optimizer) -> int:
-        """Restore the newest good checkpoint into the optimizer's weights and state.
+    def resume(self, sharing: Sharing) -> int:
+        """Restore the newest good checkpoint: weights, moments, random numbers.
 
         Returns:
             Finished steps; 0 if there is no checkpoint at all.
@@ -79,16 +80,16 @@ class Store:
             ConfigError: The newest good checkpoint belongs to another configuration.
             MissingInputError: There are checkpoints, and none is good.
         """
-        step = self._ranks.together(lambda: self._choose(optimizer))
+        step = self._ranks.together(lambda: self._choose(sharing.weights))
         if step:
-            self._restore(self.work / f"step-{step:06d}", optimizer)
+            self._restore(self.work / f"step-{step:06d}", sharing)
         return step
 
     def clear(self) -> None:
         """Remove the folder: the run is finished and its result stands elsewhere."""
         shutil.rmtree(self.work, ignore_errors=True)
 
-    def _choose(self, optimizer: Optimizer) -> int:
+    def _choose(self, learned: Tensors) -> int:
         """The newest step whose checkpoint verifies and can be read; others are set aside."""
         for leftover in self.work.glob(".step-*"):  # a writer was killed
             shutil.rmtree(leftover, ignore_errors=True)
@@ -98,7 +99,7 @@ class Store:
                 record = manifest.verify(folder)
                 if record.kind != KIND or record.facts.get("step") != step:
                     raise RefusedError(f"{folder} is not the checkpoint of step {step}")
-                _read(folder, optimizer)
+                _read(folder, learned)
             except (BiovlmError, OSError) as error:
                 reasons.append(self._set_aside(folder, error))
                 continue
@@ -135,12 +136,9 @@ class Store:
                 "go on with the former configuration, or choose another folder to start anew",
             )
 
-    def _restore(self, folder: Path, optimizer: Optimizer) -> None:
-        weights, moments, states = _read(folder, optimizer)
-        with torch.no_grad():
-            for name, weight in optimizer.weights.items():
-                weight.copy_(weights[name])
-        optimizer.load_state(moments, str(folder / OPTIMIZER))
+    def _restore(self, folder: Path, sharing: Sharing) -> None:
+        weights, moments, states = _read(folder, sharing.weights)
+        sharing.load(weights, moments, str(folder / OPTIMIZER))
         _set_random_state(states[str(self._ranks.rank)])
 
     def _remove_old(self) -> None:
@@ -161,10 +159,10 @@ def differences(before: Any, after: Any, path: str = "") -> list[str]:
     return [] if before == after else [f"{path}: {before!r} -> {after!r}"]
 
 
-def _read(folder: Path, optimizer: Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+def _read(folder: Path, learned: Tensors) -> tuple[Tensors, Tensors, Tensors]:
     """Weights, moments and random states, checked for names, shapes and finiteness."""
     weights = tensors.read(folder / WEIGHTS)
-    tensors.check_shapes(weights, optimizer.weights, str(folder / WEIGHTS))
+    tensors.check_shapes(weights, learned, str(folder / WEIGHTS))
     moments = tensors.read(folder / OPTIMIZER)
     for values, name in ((weights, WEIGHTS), (moments, OPTIMIZER)):
         tensors.check_finite(values, str(folder / name))

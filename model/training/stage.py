@@ -3,7 +3,8 @@
 1. If `final` already holds this stage's checkpoint, it is returned; one of another configuration is refused.
 2. The assistant is built from the base models, or loaded from the parent's checkpoint with all adapters merged.
 3. The data sets are verified and tokenised; the plan of all epochs is made: a pure function of recipe and data.
-4. `trainable` makes the named parts learn; `loop` runs the plan, from the newest good checkpoint in `work` if there is one.
+4. `trainable` makes the named parts learn; `placing` brings the network to its device, shared among the workers as the strategy says;
+   `loop` runs the plan, from the newest good checkpoint in `work` if there is one.
 5. Rank 0 writes the checkpoint with its lineage: recipe part, digests of base models, data and parent.
 
 Runs in one process, or in each process of an open `torch.distributed` group; nothing of a platform is needed.
@@ -21,9 +22,9 @@ from typing import Any
 import torch
 
 from model import manifest
-from model.architecture import checkpoint, joint
+from model.architecture import adapters, checkpoint, joint
 from model.architecture.assembly import Assistant, build
-from model.config import Precision, Strategy, TrainSlice
+from model.config import Precision, TrainSlice
 from model.data.dataset import MAX_QUARANTINED
 from model.data.images import MAX_PIXELS
 from model.data.loading import DataSet, Examples, PixelSource, Prompter, examples, open_dataset, plan
@@ -32,7 +33,8 @@ from model.recipe import key_content
 from model.training.features import FeatureSource
 from model.training.loop import Settings, StepPlan, Training, train
 from model.training.objective import AnswerObjective
-from model.training.optimizer import Optimizer, warmup_steps
+from model.training.optimizer import warmup_steps
+from model.training.placing import device_of, place
 from model.training.ranks import Ranks, ending_together
 from model.training.reporter import Reporter, SilentReporter
 from model.training.resume import Store, differences
@@ -87,7 +89,7 @@ def run_stage(
         PreemptedError: Stopped; the same call goes on. DivergedError, ConfigError, DataError, MissingInputError, RefusedError,
         CannotWriteError: as their classes say.
     """
-    device = _device(piece)
+    device = device_of(piece)
     ranks = Ranks.current(device)
     if not ranks.leads:
         reporter = SilentReporter()
@@ -100,13 +102,15 @@ def run_stage(
         return finished
     assistant, training, facts = _assemble(piece, inputs, sources, configuration, device, ranks, reporter, work)
     train(replace(training, stop=stop or (lambda: False)))
+    learned = [*assistant.connector.parameters(), *adapters.parameters(assistant).values()]
 
     def write() -> int:
         checkpoint.save(final, assistant, piece.stage_name, parents, facts)
         training.store.clear()
         return 0
 
-    ranks.together(write)
+    with training.sharing.whole(learned):
+        ranks.together(write)
     return manifest.read(final)
 
 
@@ -126,14 +130,14 @@ def _assemble(
     learned = _examples(piece, assistant, sources, reporter)
     steps = _plan(piece, learned, ranks.world_size)
     assistant, groups = prepare(assistant, stage, piece.seed)
-    assistant.model.to(device)
+    sharing = place(assistant, groups, stage, device, ranks)
     # One stream of random numbers for each rank (dropout); its state travels in the checkpoints.
     torch.manual_seed(piece.seed * 1_000_003 + ranks.rank)
     features = _features(assistant, learned, stage.epochs, device, inputs.max_image_pixels)
     training = Training(
-        objective=AnswerObjective(assistant, learned, features, stage.precision),
+        objective=AnswerObjective(assistant, learned, features, stage.precision, everywhere=sharing.even),
         plan=steps,
-        optimizer=Optimizer(groups, stage.betas, stage.weight_decay),
+        sharing=sharing,
         settings=Settings(stage.schedule, warmup_steps(len(steps), stage.warmup), stage.clip_norm, stage.checkpoint_every),
         store=Store(work, configuration, ranks, reporter),
         reporter=reporter,
@@ -246,14 +250,3 @@ def _finished(final: Path, configuration: Mapping[str, Any]) -> manifest.Manifes
             "choose another folder, or remove this one",
         )
     return record
-
-
-def _device(piece: TrainSlice) -> torch.device:
-    """The GPU that the launcher chose, if the recipe asks for one; else the CPU."""
-    if piece.stage.strategy is not Strategy.DDP:
-        raise ConfigError(f"strategy {piece.stage.strategy} is not available yet", "set `strategy: ddp`")
-    if not piece.resources.gpus_per_worker:
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise ConfigError("the recipe asks for a GPU on each worker, torch sees none", "set resources.gpus_per_worker=0")
-    return torch.device("cuda", torch.cuda.current_device())

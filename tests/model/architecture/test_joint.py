@@ -64,6 +64,17 @@ def test_the_loss_is_that_of_transformers_with_its_mask(assistant: Assistant, im
     torch.testing.assert_close(functional.cross_entropy(logits, targets), theirs.loss, atol=1e-6, rtol=1e-6)
 
 
+def test_text_alone_can_run_through_the_connector_without_changing_anything(assistant: Assistant) -> None:
+    batch = batch_of(assistant, (0, 0), (0, 0))
+    features = encode(assistant.model, batch.pixel_values)
+    plain, _ = supervised_logits(assistant.model, batch, features)
+    everywhere, _ = supervised_logits(assistant.model, batch, features, everywhere=True)
+    assert torch.equal(plain, everywhere)
+    weight = assistant.connector.linear_1.weight.requires_grad_(True)
+    (gradient,) = torch.autograd.grad(everywhere.sum(), weight)
+    assert torch.equal(gradient, torch.zeros_like(weight))
+
+
 def test_no_graph_is_built_through_the_tower(assistant: Assistant) -> None:
     assistant.model.requires_grad_(True)  # even then
     batch = batch_of(assistant, (IMAGE_TOKENS,), (1,))

@@ -15,6 +15,7 @@ from model.training.optimizer import Group, Optimizer
 from model.training.ranks import Ranks
 from model.training.reporter import ListReporter
 from model.training.resume import Store
+from model.training.sharing import Replicated
 from tests.model.tiny_stages import stop_after
 
 
@@ -54,7 +55,7 @@ def training_of(
     values = {
         "objective": line,
         "plan": plan,
-        "optimizer": Optimizer([Group("line", 0.1, {"weight": line.weight})]),
+        "sharing": Replicated(Optimizer([Group("line", 0.1, {"weight": line.weight})]), Ranks()),
         "settings": Settings(Schedule.CONSTANT, 0, clip_norm, checkpoint_every=3),
         "store": Store(work, {"a": 1}, Ranks(), reporter),
         "reporter": reporter,
@@ -68,7 +69,7 @@ def gradient_of(plan: StepPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     line = Line()
     training, _ = training_of(line, [plan], tmp_path)
     seen: list[float] = []
-    monkeypatch.setattr(training.optimizer, "apply", lambda share: seen.append(float(line.weight.grad)))
+    monkeypatch.setattr(training.sharing.optimizer, "apply", lambda share: seen.append(float(line.weight.grad)))
     train(training)
     return seen[0]
 
@@ -85,7 +86,7 @@ def test_the_gradient_is_clipped_by_its_norm(tmp_path: Path, monkeypatch: pytest
     line = Line()
     training, reporter = training_of(line, [[[[3]]]], tmp_path, clip_norm=0.5)
     seen: list[float] = []
-    monkeypatch.setattr(training.optimizer, "apply", lambda share: seen.append(float(line.weight.grad)))
+    monkeypatch.setattr(training.sharing.optimizer, "apply", lambda share: seen.append(float(line.weight.grad)))
     train(training)
     assert seen[0] == pytest.approx(-0.5, rel=1e-4)
     assert reporter.rows[0]["gradient_norm"] == pytest.approx(64.0)
@@ -100,18 +101,36 @@ def test_what_is_not_finite_stops_the_run_before_the_weights_change(tmp_path: Pa
     plan: list[StepPlan] = [[[[0]]], [[[1, 2], [3, 4]]]]
     training, reporter = training_of(line, plan, tmp_path)
     weights: list[float] = []
-    apply = training.optimizer.apply
+    apply = training.sharing.optimizer.apply
 
     def remember(share: float) -> None:
         apply(share)
         weights.append(float(line.weight.detach()))
 
-    training.optimizer.apply = remember  # type: ignore[method-assign]
+    training.sharing.optimizer.apply = remember  # type: ignore[method-assign]
     with pytest.raises(DivergedError, match="step 2 of 2") as caught:
         train(training)
     assert caught.match(says)
     assert weights == [float(line.weight.detach())]
     assert [row["step"] for row in reporter.rows] == [1]
+
+
+def test_where_passes_must_be_even_a_rank_makes_up_with_one_that_counts_nothing(tmp_path: Path) -> None:
+    class Even(Replicated):
+        even = True
+
+    alone, one = training_of(Line(), [[[[1]], []]], tmp_path / "a")
+    line = Line()
+    sharing = Even(Optimizer([Group("line", 0.1, {"weight": line.weight})]), Ranks())
+    padded, other = training_of(line, [[[[1]], [[0, 2], [2]]]], tmp_path / "b", sharing=sharing)
+    passes: list[Micro] = []
+    sharing.loss_sum = lambda objective, micro: passes.append(micro) or objective.loss_sum(micro)  # type: ignore[method-assign]
+    train(alone)
+    train(padded)
+    assert passes == [[1], [0]]  # of this step's examples the one with the fewest targets
+    # The same gradient, over 2 targets and over 9 of the whole step.
+    assert other.rows[0]["gradient_norm"] * 9 == pytest.approx(one.rows[0]["gradient_norm"] * 2)
+    assert other.rows[0]["loss"] * 9 == pytest.approx(one.rows[0]["loss"] * 2)
 
 
 def test_a_stop_saves_and_the_last_step_is_not_stopped(tmp_path: Path) -> None:
