@@ -20,6 +20,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -83,14 +84,16 @@ def run_step(
         given = {role: reference.read(path) for role, path in inputs.items() if path}
         identity = identify(given) if identify else {role: ref.digest for role, ref in given.items()}
         key = key_of(kind, piece, identity, code.digest(kind))
-        stored = store.lookup(kind, key, lambda sentence: log.write(EventType.NOTE, message=sentence))
-        if stored is not None and (still_good is None or still_good(stored)):
-            result = Reference.to(store.folder(kind, key), stored)
-            log.write(EventType.REUSED, facts=_facts(kind, key, result))
-        else:
-            parents = _verified(given)
-            work = Work(settings, log, name, piece, key, store.folder(kind, key), store.scratch(kind, key), given, parents)
-            result = _make(store, work, _record(kind, identity, work), produce)
+        tell = partial(log.write, EventType.NOTE)
+        with store.alone(kind, key, lambda: tell(message="another run is making this result; waiting for it")):
+            stored = store.lookup(kind, key, lambda sentence: tell(message=sentence))
+            if stored is not None and (still_good is None or still_good(stored)):
+                result = Reference.to(store.folder(kind, key), stored)
+                log.write(EventType.REUSED, facts=_facts(kind, key, result))
+            else:
+                parents = _verified(given)
+                work = Work(settings, log, name, piece, key, store.folder(kind, key), store.scratch(kind, key), given, parents)
+                result = _make(store, work, _record(kind, identity, work), produce)
         result.write(Path(out))
     return result
 

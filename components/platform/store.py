@@ -6,14 +6,16 @@
 3. `record` keeps, beside each folder, what the key was made of and who made the result: for `biovlm plan` and for the lineage. It
    is not inside the folder, because equal content must have an equal digest whoever made it.
 
-The store is a folder; whoever adds another kind keeps these five methods.
+The store is a folder; whoever adds another kind keeps these six methods.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,29 @@ class Store:
     def scratch(self, kind: str, key: str) -> Path:
         """Where that step keeps what it needs to go on after a stop; it survives the process."""
         return self.root / "work" / kind / key
+
+    @contextlib.contextmanager
+    def alone(self, kind: str, key: str, on_wait: Callable[[], object]) -> Iterator[None]:
+        """Inside, no other process of this machine makes the same result: two would write into one scratch folder.
+
+        Args:
+            kind: Kind of step.
+            key: The step's key.
+            on_wait: Called once if another process is at it, before waiting for it; it may die, then this one goes on.
+        """
+        path = self.root / "work" / kind / f"{key}.lock"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stream = path.open("ab")
+        except OSError as error:
+            raise manifest.cannot_write(path, error) from error
+        with stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                on_wait()
+                fcntl.flock(stream, fcntl.LOCK_EX)
+            yield
 
     def lookup(self, kind: str, key: str, on_bad: Callable[[str], object]) -> manifest.Manifest | None:
         """The manifest of the result if it is there and verifies, else None.

@@ -8,6 +8,8 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,13 @@ from components.platform.step import key_of
 from model.errors import DivergedError, MissingInputError
 
 PIECE = {"seed": 0, "rate": 0.1}
+AGAIN = """
+import sys
+from components.platform.step import run_step
+def never(work):
+    raise AssertionError
+run_step("train", "align", {"seed": 0, "rate": 0.1}, {}, sys.argv[1] + "/second.json", never)
+"""
 
 
 def folders(settings, pattern):
@@ -49,6 +58,27 @@ def test_what_cannot_change_a_result_does_not_change_the_key():
     assert key() != key(workers=1)
     reordered = {name: PIECE[name] for name in reversed(PIECE)}
     assert key_of("train", PIECE, {}, "c") == key_of("train", reordered, {}, "c")
+
+
+def test_a_step_that_another_run_is_making_waits_and_is_reused(step, happened):
+    made, ends = threading.Event(), []
+
+    def slowly(work):
+        made.set()
+        while "note" not in happened() and not ends:
+            time.sleep(0.01)
+
+    def second():
+        made.wait(20)
+        ends.append(subprocess.run([sys.executable, "-c", AGAIN, str(step.folder)], cwd=code.ROOT, check=False).returncode)
+
+    step.makes = slowly
+    other = threading.Thread(target=second)
+    other.start()
+    step(PIECE)
+    other.join()
+    assert (ends, step.runs) == ([0], 1)
+    assert happened()[-1] == "reused"
 
 
 def test_a_result_that_was_changed_by_one_byte_is_set_aside_and_made_again(step, settings, happened):
