@@ -14,7 +14,7 @@ demo: .venv/.stamp ## the whole pipeline on made-up data, on this machine
 	$(BIN)/biovlm run
 
 test: .venv/.stamp ## every test, on all cores; TESTS="-m 'not slow'" or TESTS=tests/house for some
-	$(BIN)/python -m pytest -n auto --dist loadfile $(TESTS)
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(TESTS)
 
 check: .venv/.stamp ## format, lint, types, who may import whom, the house's rules
 	$(BIN)/ruff format --check

@@ -58,7 +58,7 @@ def test_after_steps_only_those_parts_have_changed(inputs: StageInputs, tmp_path
         for micro in training.plan[0][0][:1]:
             for _ in range(2):  # at first B is zero, so A has no gradient
                 training.objective.loss_sum(micro).backward()
-                training.optimizer.apply(1.0)
+                training.sharing.optimizer.apply(1.0)
         changed = {name for name, weight in assistant.model.named_parameters() if not torch.equal(weight, before[name])}
         assert changed == learning(assistant)
 
