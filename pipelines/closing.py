@@ -77,9 +77,9 @@ def _number(value: Any) -> str:
 
 
 def _count(result: RunResult) -> str:
-    """`7 steps ran, 2 reused`."""
+    """`7 ran, 1 reused, 1 checked`."""
     states = [step.state for step in result.steps]
-    named = [(states.count(state), state) for state in ("ran", "reused", "failed", "stopped", "not reached")]
+    named = [(states.count(state), state) for state in ("ran", "reused", "checked", "failed", "stopped", "not reached")]
     return ", ".join(f"{count} {state}" for count, state in named if count)
 
 

@@ -16,7 +16,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from components.platform.events import Event, EventType
-from model.errors import ExitCode
 from pipelines.closing import duration, figures
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ class StepView:
 
     name: str
     state: str = "waiting"
-    """waiting, running, ran, reused, stopped or failed."""
+    """waiting, running, or the outcome of its last event."""
     began: float = 0.0
     ended: float = 0.0
     first_done: int = 0
@@ -74,12 +73,9 @@ class StepView:
             self.first_time = event.time
         elif event.type is EventType.NOTE:
             self.note = event.message
-        elif event.type in (EventType.FINISHED, EventType.REUSED):
-            self.state = "ran" if event.type is EventType.FINISHED else "reused"
-            self.ended, self.figures = event.time, event.facts.get("figures") or {}
-        elif event.type is EventType.FAILED:
-            self.state = "stopped" if event.exit_code == ExitCode.PREEMPTED else "failed"
-            self.ended, self.note = event.time, event.message
+        elif event.outcome:
+            self.state, self.ended = event.outcome, event.time
+            self.note, self.figures = event.message or self.note, event.facts.get("figures") or {}
 
     def seconds(self, now: float) -> float:
         """Wall time so far."""
@@ -155,7 +151,7 @@ class Lines(Silent):
             return f"{step.name}: started" if event.attempt == 1 else f"{step.name}: started again (attempt {event.attempt})"
         if event.type is EventType.RESUMED:
             return f"{step.name}: resumed from step {event.done}"
-        if event.type in (EventType.FINISHED, EventType.REUSED, EventType.FAILED):  # why it failed is said once, at the end
+        if event.outcome:  # why it failed is said once, at the end
             return f"{step.name}: {_outcome(step)} in {duration(step.seconds(event.time))}"
         return f"{step.name}: {event.message}"
 
@@ -196,6 +192,7 @@ MARKS = {
     "waiting": ("  ", "dim"),
     "running": ("> ", "bold"),
     "ran": ("ok", ""),
+    "checked": ("ok", ""),
     "reused": ("=", "dim"),
     "stopped": ("||", "yellow"),
     "failed": ("!!", "red"),

@@ -33,7 +33,7 @@ class StepResult(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     name: str
-    state: str = Field(description="ran, reused, failed, stopped or not reached.")
+    state: str = Field(description="ran, reused, checked, failed, stopped or not reached.")
     seconds: float = Field(default=0.0, description="Wall time.")
     resumed_from: int | None = Field(default=None, description="Optimizer step from which a stage went on.")
     figures: dict[str, Any] = Field(default_factory=dict)
@@ -93,13 +93,12 @@ def _step(name: str, mine: list[Event]) -> StepResult:
     """The result of one step from its events."""
     if not mine:
         return StepResult(name=name, state="not reached")
-    ends = {EventType.FINISHED: "ran", EventType.REUSED: "reused", EventType.FAILED: "failed"}
-    end = next((event for event in reversed(mine) if event.type in ends), None)
+    end = next((event for event in reversed(mine) if event.outcome), None)
     resumed = [event.done for event in mine if event.type is EventType.RESUMED]
     facts = end.facts if end else {}
     return StepResult(
         name=name,
-        state=ends[end.type] if end and end.exit_code != ExitCode.PREEMPTED else "stopped",
+        state=end.outcome if end else "stopped",
         seconds=(end or mine[-1]).time - mine[0].time,
         resumed_from=resumed[-1] if resumed else None,
         figures=facts.get("figures", {}),
@@ -128,7 +127,7 @@ def _page(settings: Settings, recipe: Recipe, steps: tuple[StepResult, ...], art
         data=_data(artifacts["data"]),
         lineage=tuple((name, f"{ref.kind} {ref.digest}") for name, ref in artifacts.items()),
         samples=_samples(settings, recipe, artifacts),
-        steps=tuple(Step(step.name, step.seconds, "done" if step.state == "ran" else step.state) for step in steps),
+        steps=tuple(Step(step.name, step.seconds, "done" if step.state in ("ran", "checked") else step.state) for step in steps),
     )
     path = settings.run_folder / "report.html"
     write_report(page, path)

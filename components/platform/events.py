@@ -17,6 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from model.errors import ExitCode
 from model.manifest import cannot_write
 
 
@@ -61,6 +62,15 @@ class Event(BaseModel):
     hint: str = ""
     seconds: float | None = Field(default=None, description="Wall time of the step.")
     facts: dict[str, Any] = Field(default_factory=dict, description="Ids and small figures.")
+
+    @property
+    def outcome(self) -> str:
+        """How a step ended: ran, reused, checked (it makes nothing that could be reused), stopped or failed. Empty if it did not."""
+        if self.type is EventType.FINISHED:
+            return "ran" if "key" in self.facts else "checked"
+        if self.type is EventType.FAILED:
+            return "stopped" if self.exit_code == ExitCode.PREEMPTED else "failed"
+        return "reused" if self.type is EventType.REUSED else ""
 
 
 class EventLog:

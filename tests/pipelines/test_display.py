@@ -66,9 +66,11 @@ def test_a_resumed_stage_is_not_thought_to_be_faster_than_it_is():
 
 def test_lines_tell_the_story_without_a_terminal():
     assert shown(
+        event(EventType.STEP_STARTED, "preflight", 1),
+        event(EventType.FINISHED, "preflight", 2, facts={"kind": "preflight"}),
         event(EventType.STEP_STARTED, "data", 1),
         event(EventType.NOTE, "data", 1, message="building phantom"),
-        event(EventType.FINISHED, "data", 91),
+        event(EventType.FINISHED, "data", 91, facts={"key": "k"}),
         event(EventType.STEP_STARTED, "align", 91),
         event(EventType.REUSED, "align", 91.5),
         event(EventType.STEP_STARTED, "task", 92),
@@ -78,6 +80,8 @@ def test_lines_tell_the_story_without_a_terminal():
         event(EventType.RESUMED, "task", 131, done=10),
         event(EventType.FAILED, "task", 140, message="the loss is not a number", exit_code=79),
     ) == [
+        "preflight: started",
+        "preflight: checked in 1.0 s",
         "data: started",
         "data: building phantom",
         "data: ran in 1 min 30 s",

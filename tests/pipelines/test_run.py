@@ -81,7 +81,7 @@ def test_the_same_command_goes_on_and_survives_a_killed_worker(start, home, told
     code, out, err = run.end()
     assert code == 0, err + (run.folder / "kfp.log").read_text()[-3000:]
     told["first"] = result = json.loads(out)
-    assert set(state(result).values()) == {"ran", "reused"}
+    assert set(state(result).values()) == {"ran", "reused", "checked"}
     steps = {step["name"]: step for step in result["steps"]}
     assert steps["align"]["resumed_from"] == resumed.done
     assert steps["instruct"]["resumed_from"] >= 4
