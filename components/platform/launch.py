@@ -32,12 +32,16 @@ from model.errors import BiovlmError, InternalError
 
 OBJECT_STORE_BYTES = 100 * 2**20
 START_SECONDS = 180.0
+STANDBY_PROCESSES = 6
+"""Ray Train runs a stage in so many processes, started one after the other, 2.5 s each. Ray keeps as many on standby as it believes
+to have CPUs, from its start on, while the run is still busy with data."""
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "token",  # Ray runs what its ports are given; without a token any local user could give it something
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # also how long a finished worker waits to be noticed
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",  # two busy cores need long to import torch
     "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process less for each stage; nobody takes this machine away with a notice
     "RAY_worker_niceness": "0",  # Ray's default of 15 lets any other process of the machine stop the training
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # keep CUDA_VISIBLE_DEVICES as it is for workers without a GPU
 }
@@ -202,7 +206,7 @@ def hold(address_file: Path, cpus: int) -> None:
     folder = tempfile.mkdtemp(prefix="bv-", dir="/tmp")  # short: sockets live below it, and their paths have 107 characters
     try:
         context = ray.init(
-            num_cpus=cpus,
+            num_cpus=max(cpus, STANDBY_PROCESSES),
             include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES,
             _temp_dir=folder,

@@ -178,7 +178,11 @@ class Prompter:
         # A byte-level tokenizer has no unknown text; others write `unk` for a character they lack, and that is no control token.
         return frozenset(ids | set(self.tokenizer.all_special_ids) - {self.tokenizer.unk_token_id}) | {self.image_token_id}
 
-    def _control_id(self, text: str) -> int:
+    @cached_property
+    def _control_id(self) -> Callable[[str], int]:
+        return lru_cache(maxsize=None)(self._find_control_id)  # asked for several times a conversation
+
+    def _find_control_id(self, text: str) -> int:
         if text == "\n":
             # The end of an answer in `plain`; some tokenizers write a space in front of it.
             return self._text_ids(text, follows=True)[-1]
