@@ -32,9 +32,6 @@ from model.errors import BiovlmError, InternalError
 
 OBJECT_STORE_BYTES = 100 * 2**20
 START_SECONDS = 180.0
-STANDBY_PROCESSES = 6
-"""Ray Train runs a stage in so many processes, started one after the other, 2.5 s each. Ray keeps as many on standby as it believes
-to have CPUs, from its start on, while the run is still busy with data."""
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "token",  # Ray runs what its ports are given; without a token any local user could give it something
@@ -206,7 +203,7 @@ def hold(address_file: Path, cpus: int) -> None:
     folder = tempfile.mkdtemp(prefix="bv-", dir="/tmp")  # short: sockets live below it, and their paths have 107 characters
     try:
         context = ray.init(
-            num_cpus=max(cpus, STANDBY_PROCESSES),
+            num_cpus=cpus,
             include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES,
             _temp_dir=folder,
