@@ -10,15 +10,13 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from components.platform.settings import Settings
-from components.platform.store import Store
 from components.platform.tracking import Tracking
 from model import manifest
 from model import recipe as recipes
 from model.data.dataset import open_dataset
-from model.evaluation.results import read_items
+from model.evaluation.results import ITEMS, read_items, read_report
 
 RECIPES = Path(__file__).parents[1] / "pipelines" / "recipes"
 QUESTIONS = 50
@@ -45,26 +43,24 @@ def measure() -> dict[str, float]:
     tags = Tracking(settings).version_tags(recipe.registered_model, "champion")
     if tags is None:
         raise SystemExit(f"no champion of {recipe.registered_model} in {settings.home}\nhint: run `make demo` first")
-    items = _evaluated(settings, tags["biovlm.report"])
+    items = _evaluated(settings.store, tags["biovlm.report"])
     asked = items[:: max(1, len(items) // QUESTIONS)][:QUESTIONS]
     with tempfile.TemporaryDirectory() as folder:
         questions = Path(folder) / "questions.json"
-        questions.write_text(json.dumps([question for _, question in asked]), encoding="utf-8")
+        questions.write_text(json.dumps([(image, question) for _, image, question in asked]), encoding="utf-8")
         export = settings.store / tags["biovlm.export"]
         command = [sys.executable, "-P", "-c", ALONE, str(export), str(questions), str(recipe.evaluation.max_new_tokens)]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
     answers = json.loads(done.stdout.splitlines()[-1])
-    equal = sum(answer == prediction for answer, (prediction, _) in zip(answers, asked, strict=True))
+    equal = sum(answer == prediction for answer, (prediction, _, _) in zip(answers, asked, strict=True))
     return {"questions": float(len(asked)), "equal_answers": float(equal)}
 
 
-def _evaluated(settings: Settings, report_digest: str) -> list[tuple[str, tuple[str, str]]]:
-    """(prediction, (image file, question)) of every item of a report in the store."""
-    reports = (path.parent for path in Store(settings.store).root.rglob("predictions.jsonl"))
-    report = next(folder for folder in reports if manifest.read(folder).digest == report_digest)
-    (benchmark,) = recipes.load("tiny", RECIPES, ()).evaluation.benchmarks
-    folder = next(path for path in (settings.store / "data").glob(f"{benchmark.set}-*"))
-    dataset = open_dataset(folder, verify=False)
-    records = {record.id: record for record in dataset.records(benchmark.split, ())}
-    found: list[Any] = [(item.prediction, records[item.id]) for item in read_items(report)]
-    return [(said, (str(dataset.path(record.images[0])), record.question)) for said, record in found]
+def _evaluated(store: Path, report_digest: str) -> list[tuple[str, str, str]]:
+    """Prediction, image file and question of every item of the report with that digest."""
+    folder = next(path.parent for path in store.rglob(ITEMS) if manifest.read(path.parent).digest == report_digest)
+    (benchmark,) = read_report(folder).benchmarks
+    dataset = open_dataset(store / "data" / f"{benchmark.set}-{benchmark.set_digest[:16]}", verify=False)
+    records = {record.id: record for record in dataset.records(benchmark.split)}
+    found = [(item.prediction, records[item.id]) for item in read_items(folder)]
+    return [(prediction, str(dataset.path(record.images[0])), record.question) for prediction, record in found]

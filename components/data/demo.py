@@ -32,7 +32,7 @@ def waves(code: Path) -> list[tuple[str, ...]]:
     left = dict(_stages(code / "dvc.yaml"))
     found: list[tuple[str, ...]] = []
     while left:
-        to_come = {out for stage in left.values() for out in stage["outs"]}
+        to_come = {out for stage in left.values() for out in stage.get("outs", ())}
         ready = tuple(name for name, stage in left.items() if to_come.isdisjoint(stage.get("deps", ())))
         if not ready:
             raise DataError(f"the stages {', '.join(left)} of {code / 'dvc.yaml'} wait for each other", "mend `deps` in dvc.yaml")
