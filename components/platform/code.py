@@ -17,7 +17,7 @@ from model.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
 SUFFIXES = frozenset({".py", ".yaml", ".j2"})
-GROUND = ("model/batch.py", "model/config.py", "model/errors.py", "model/manifest.py", "model/recipe.py")
+GROUND = ("model/batch.py", "model/config", "model/errors.py", "model/manifest.py", "model/recipe.py")
 DECIDES = ("decision", "results", "bootstrap")
 CODE: dict[str, tuple[str, ...]] = {
     "data": (*GROUND, "model/data", "components/data"),
