@@ -21,9 +21,9 @@ from typing import Any
 import torch
 
 from model import manifest
-from model.architecture import adapters, checkpoint, joint, packed
+from model.architecture import adapters, checkpoint, fused, joint, packed
 from model.architecture.assembly import Assistant, build
-from model.config import Packing, Precision, TrainSlice
+from model.config import Packing, Precision, Strategy, TrainSlice
 from model.data.dataset import MAX_QUARANTINED
 from model.data.images import MAX_PIXELS
 from model.data.loading import DataSet, Examples, PixelSource, Plan, Prompter, Rules, check_rows, examples, open_dataset
@@ -132,6 +132,9 @@ def _assemble(
     assistant, groups = prepare(assistant, stage, piece.seed)
     if stage.packing is not Packing.NONE:
         packed.install(assistant.model.model.language_model, piece.model.context_tokens)
+    if device.type == "cpu" and stage.strategy is Strategy.DDP:
+        fused.install(assistant.model.model.language_model)
+        fused.keep_freed_memory()
     sharing = place(assistant, groups, stage, device, ranks)
     features = _features(assistant, learned, stage.epochs, device, inputs.max_image_pixels)
     objective = AnswerObjective(assistant, learned, features, stage.precision, stage.packing, everywhere=sharing.even)
