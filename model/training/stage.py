@@ -137,7 +137,11 @@ def _assemble(
         fused.keep_freed_memory()
     sharing = place(assistant, groups, stage, device, ranks)
     features = _features(assistant, learned, stage.epochs, device, inputs.max_image_pixels)
-    objective = AnswerObjective(assistant, learned, features, stage.precision, stage.packing, everywhere=sharing.even)
+    row_tokens = 0
+    if device.type == "cuda" and stage.packing is not Packing.NONE and stage.compile:
+        packed.compile_blocks(assistant.model.model.language_model)
+        row_tokens = stage.micro_batch_tokens or stage.batch_tokens
+    objective = AnswerObjective(assistant, learned, features, stage.precision, stage.packing, row_tokens, everywhere=sharing.even)
     _audit(objective, steps, ranks, prompter.end_token_id, reporter)
     # One stream of random numbers for each rank (dropout); its state travels in the checkpoints.
     torch.manual_seed(piece.seed * 1_000_003 + ranks.rank)
