@@ -23,8 +23,8 @@ import torch
 from model import manifest
 from model.architecture.assembly import Assistant
 from model.config import Benchmark, EvaluateSlice, Kind
-from model.data.collate import PixelSource
 from model.data.dataset import Audit, DataSet
+from model.data.pixels import PixelSource
 from model.data.records import Record
 from model.errors import DataError, MissingInputError
 from model.evaluation import benchmark as benchmarks
