@@ -148,6 +148,7 @@ class _Run:
         while (number := self._judge.behind(self._number)) < total:
             self._beat()
             outcome = _step(training, number, self._judge, self._beat)
+            training.store.catch_up()
             if outcome.failing:
                 training.store.settle()  # raises, on every rank
             loss, now = outcome.loss, time.perf_counter()

@@ -8,7 +8,9 @@
    good, the run stops: starting again from nothing must be somebody's decision.
 2. `Store.save` copies, at a step boundary, what the next step depends on: the weights that learn, the optimizer's moments, every
    rank's random state, the loop's journal, and the number of finished steps, from which the plan gives the position in the data.
-   A background thread (writer) hashes and writes it while the steps go on. The tensors are whole and named, however the workers share them.
+   A background thread (writer) hashes and writes it while the steps go on. The tensors are whole and named, however the workers share
+   them. `catch_up` lets it overlap with one step: a crash then costs one interval and one step at most. Only where that would take
+   more than `WAIT_SHARE` of the run's time, the steps go on, and a crash costs those made meanwhile as well.
 3. Two are kept, and the newest calm one to roll back to; an old one goes only after a newer one is whole.
 4. A checkpoint of another configuration is refused, with the fields that differ. Another number of workers is none: the plan's steps
    hold the same examples for any number. The random state of a rank that there was not is derived from configuration, step and rank.
@@ -21,6 +23,7 @@ stopped.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +42,8 @@ from model.training.writer import Writer
 
 KIND = "step"
 KEPT = 2
+WAIT_SHARE = 0.02
+"""Of a run's time that its steps may stand still so that a checkpoint is written before the second step after it."""
 PATIENCE_SECONDS = 450.0
 """Longest wait for the store, if nobody says otherwise: half of what the other workers wait for this one."""
 ATTEMPT_BITS = 20
@@ -90,6 +95,7 @@ class Store:
         self._writer = Writer(self.place.label, patience_seconds)
         self._attempt = 0
         self._saved = 0
+        self._began = time.monotonic()
         self._calm: Entry | None = None
         self.world_sizes: list[list[int]] = [[0, ranks.world_size]]
         """[from this step on, so many workers]: the history of the run."""
@@ -157,6 +163,10 @@ class Store:
             "calm": calm,
         }
         self._writer.submit(lambda: self._write(entry, files, facts))
+
+    def catch_up(self) -> None:
+        """Called after each step, before `save`: what was copied before this step should be written by now."""
+        self._writer.pause(WAIT_SHARE * (time.monotonic() - self._began) - self._writer.waited_seconds)
 
     @property
     def failing(self) -> bool:

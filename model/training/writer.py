@@ -55,6 +55,13 @@ class Writer:
             self._thread = threading.Thread(target=self._run, args=(work,), name="checkpoint-writer", daemon=True)
             self._thread.start()
 
+    def pause(self, seconds: float) -> None:
+        """Wait for what is in flight, so long at most; it may go on after that."""
+        if self._thread is not None and seconds > 0:
+            began = time.monotonic()
+            self._thread.join(seconds)
+            self.waited_seconds += time.monotonic() - began
+
     def settle(self) -> None:
         """Wait until nothing is in flight, at most `patience_seconds`; then see `failure`."""
         if self._thread is None:

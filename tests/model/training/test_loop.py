@@ -13,6 +13,7 @@ from torch import nn
 from model import manifest
 from model.config import Guard, Schedule
 from model.errors import CannotWriteError, DivergedError, ExitCode, PreemptedError
+from model.training.judge import Judge
 from model.training.loop import Micro, Settings, StepPlan, Training, train
 from model.training.optimizer import Group, Optimizer
 from model.training.places import Folder
@@ -196,6 +197,15 @@ def test_a_run_that_is_resumed_before_or_after_it_went_round_ends_the_same(tmp_p
                 done = train(training)
         ends.append((float(line.weight.detach()), done.jumped, done.num_skips))
     assert ends[0] == ends[1]
+
+
+def test_forgetting_what_the_judge_knew_would_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    training, _ = training_of(Line(bad_losses=[1]), bad_stretch([8, 10, 11]), tmp_path, guard=ROUND, stop=stop_after(11))
+    with pytest.raises(PreemptedError):
+        train(training)
+    monkeypatch.setattr(Judge, "__init__", lambda self, limits, state=None, make=Judge.__init__: make(self, limits))
+    training, _ = training_of(Line(bad_losses=[1]), bad_stretch([8, 10, 11]), tmp_path, guard=ROUND)
+    assert train(training).jumped == []
 
 
 def test_a_second_bad_stretch_ends_the_run_with_the_ids(tmp_path: Path) -> None:
