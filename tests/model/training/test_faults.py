@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,11 +16,11 @@ from model.training.places import Folder
 from model.training.reporter import ListReporter
 from model.training.stops import asked_by_signal
 from tests.fault_plan import BOUNDARIES, Fault, FaultPlan, drawn, install
+from tests.forks import forked
 from tests.model.tiny_stages import stop_after
 from tests.toy_run import STEPS, finish, toy_training
 
 EVERY = 4
-DEADLINE_S = 60
 
 
 @pytest.fixture(scope="module")
@@ -46,25 +42,6 @@ class Marked(ListReporter):
             stream.write(f"{step}\n")
 
 
-def forked(act: Callable[[], int]) -> int:
-    """What `act` returns in a child of this process, or minus the signal that ended it."""
-    process = os.fork()
-    if process == 0:
-        code = 99
-        with contextlib.suppress(BaseException):
-            code = act()
-        os._exit(code)
-    deadline = time.monotonic() + DEADLINE_S
-    while time.monotonic() < deadline:
-        done, status = os.waitpid(process, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.005)
-    os.kill(process, signal.SIGKILL)
-    os.waitpid(process, 0)
-    raise AssertionError("the child did not end")
-
-
 def attempt(folder: Path, plan: FaultPlan | None = None) -> int:
     """One attempt of the toy run in a child: its exit code. The digest of a finished run lies in `folder`."""
 
@@ -80,16 +57,7 @@ def attempt(folder: Path, plan: FaultPlan | None = None) -> int:
                 return int(error.exit_code)
         return 0
 
-    return forked(act)
-
-
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    """A fork copies what is not written out yet."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    assert threading.active_count() < 8
-    yield
+    return forked([act])[0]
 
 
 def saved(folder: Path) -> int:
@@ -191,8 +159,8 @@ def test_a_bad_step_leaves_the_weights_as_they_were(tmp_path: Path, kind: str) -
         (tmp_path / f"{name}.txt").write_text(str([weight.tolist() for weight in toy.network.parameters()]))
         return 0
 
-    assert forked(lambda: weights("before", stop_after(STEPS - 1))) == 0  # ends before the last step
+    assert forked([lambda: weights("before", stop_after(STEPS - 1))]) == [0]  # ends before the last step
     assert plan.fired() == [False]
-    assert forked(lambda: weights("after", lambda: False)) == 0
+    assert forked([lambda: weights("after", lambda: False)]) == [0]
     plan.assert_all_fired()
     assert (tmp_path / "before.txt").read_text() == (tmp_path / "after.txt").read_text()
