@@ -131,7 +131,9 @@ def test_a_rank_that_stands_still_is_ended_and_the_other_does_not_wait_for_ever(
     said = capfd.readouterr().err
     assert "fault_plan.py" in said, "the stack of the one that stood still"
     assert "this worker has stood still" in said
-    assert "rank 0 waited 2 s for the other workers, and one did not come" in json.loads((tmp_path / "0.json").read_text())["letter"]
+    assert (
+        "rank 0 waited 2 s for the other workers, and one did not come" in json.loads((tmp_path / "0.json").read_text())["letter"]
+    )
     assert attempt(tmp_path, plan) == [0, 0]
     assert answers(tmp_path)[0]["digest"] == undisturbed["digest"]
 
