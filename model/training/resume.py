@@ -42,8 +42,9 @@ from model.training.writer import Writer
 
 KIND = "step"
 KEPT = 2
-WAIT_SHARE = 0.02
-"""Of a run's time that its steps may stand still so that a checkpoint is written before the second step after it."""
+WAIT_SHARE, WAIT_SECONDS = 0.02, 1.0
+"""How long steps may stand still in all so that checkpoints are written before the second step after them: this share of the time
+since the start, and so many seconds for its beginning."""
 PATIENCE_SECONDS = 450.0
 """Longest wait for the store, if nobody says otherwise: half of what the other workers wait for this one."""
 ATTEMPT_BITS = 20
@@ -166,7 +167,8 @@ class Store:
 
     def catch_up(self) -> None:
         """Called after each step, before `save`: what was copied before this step should be written by now."""
-        self._writer.pause(WAIT_SHARE * (time.monotonic() - self._began) - self._writer.waited_seconds)
+        allowed = WAIT_SECONDS + WAIT_SHARE * (time.monotonic() - self._began)
+        self._writer.pause(allowed - self._writer.waited_seconds)
 
     @property
     def failing(self) -> bool:
