@@ -118,6 +118,13 @@ def test_a_stop_saves_the_step_that_is_done_and_ends_with_75(tmp_path: Path, und
     assert (tmp_path / "digest").read_text() == undisturbed
 
 
+def test_a_stop_whose_checkpoint_cannot_be_written_does_not_say_that_it_was(tmp_path: Path) -> None:
+    plan = FaultPlan(tmp_path, [Fault("sigterm", step=6), Fault("full disk", step=6)]).write()
+    assert attempt(tmp_path, plan) == ExitCode.CANNOT_WRITE
+    plan.assert_all_fired()
+    assert saved(tmp_path) == 4
+
+
 def test_a_stop_and_a_kill_right_after_it_leave_a_run_that_goes_on(tmp_path: Path, undisturbed: str) -> None:
     plan = FaultPlan(tmp_path, [Fault("sigterm", step=6), Fault("kill in save", step=6, boundary="seal")]).write()
     assert attempt(tmp_path, plan) == -signal.SIGKILL
