@@ -74,9 +74,9 @@ CONTROLS = (
     ),
     Mutation(
         "at most one checkpoint is in flight",
-        "model/training/writer.py",
-        "        self.settle()\n        if self._failure is None:\n",
-        "        if self._failure is None:\n",
+        "model/training/resume.py",
+        "        self._writer.settle()  # before the copy: memory holds one\n",
+        "",
         f"{RESUME}at_most_one_checkpoint_is_in_flight",
     ),
     Mutation(

@@ -1,9 +1,9 @@
 """Writing checkpoints while the steps go on: one thread, at most one checkpoint in flight.
 
-1. `submit` takes a closed piece of work: the state it writes was copied at a step boundary, so no step can change it. If the one
-   before is still being written, `submit` waits for it first: memory holds one copy, never two.
+1. `settle` waits until nothing is in flight; then the state is copied, at a step boundary, and `submit` gets the work of writing the
+   copy. In this order memory holds one copy, never two; `submit` insists on it.
 2. The work that fails is remembered, not raised: `failure` is asked at each step boundary, and all ranks end there together.
-3. `settle` waits until nothing is in flight, for a stop and for the end of the run.
+3. A stop and the end of the run settle as well.
 
 Every wait has an end: a store that does not answer for `patience_seconds` is a failure like any other. The thread is a daemon, so
 that it cannot keep a process alive that has given up on it; a process that ends in order has settled before.
@@ -49,8 +49,9 @@ class Writer:
         )
 
     def submit(self, work: Callable[[], None]) -> None:
-        """Begin `work` in the background, after what is in flight; nothing is begun after a failure."""
-        self.settle()
+        """Begin `work` in the background; nothing is begun after a failure. RuntimeError if something may be in flight."""
+        if self._thread is not None:
+            raise RuntimeError("a checkpoint is still being written: settle before the next is copied")
         if self._failure is None:
             self._thread = threading.Thread(target=self._run, args=(work,), name="checkpoint-writer", daemon=True)
             self._thread.start()

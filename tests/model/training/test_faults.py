@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import resource
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -42,10 +43,12 @@ class Marked(ListReporter):
             stream.write(f"{step}\n")
 
 
-def attempt(folder: Path, plan: FaultPlan | None = None) -> int:
+def attempt(folder: Path, plan: FaultPlan | None = None, largest_file: int | None = None) -> int:
     """One attempt of the toy run in a child: its exit code. The digest of a finished run lies in `folder`."""
 
     def act() -> int:
+        if largest_file is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
         if plan is not None:
             install(plan.folder)
         with asked_by_signal() as stop:
@@ -115,6 +118,23 @@ def test_a_stop_saves_the_step_that_is_done_and_ends_with_75(tmp_path: Path, und
         steps = (tmp_path / "steps").read_text().split()
         assert saved(tmp_path) == int(steps[-1])
         assert attempt(tmp_path, plan) == 0
+    assert (tmp_path / "digest").read_text() == undisturbed
+
+
+@pytest.mark.parametrize(("largest_file", "steps"), [(3_000, (0,)), (4_500, (4, 5))], ids=["of the probe", "of a checkpoint"])
+def test_a_file_that_the_system_does_not_let_grow_ends_the_run_with_73(
+    tmp_path: Path, undisturbed: str, largest_file: int, steps: tuple[int, ...]
+) -> None:
+    """A limit of the operating system, not a patched function: the probe of 4 KiB, or the random numbers' 5 kB, do not fit."""
+    assert attempt(tmp_path, largest_file=largest_file) == ExitCode.CANNOT_WRITE
+    assert "hint: " in (tmp_path / "letter").read_text()
+    done = (tmp_path / "steps").read_text().split() if (tmp_path / "steps").exists() else []
+    assert (
+        len(done) in steps
+    )  # the writer failed behind step 4; step 5, at the latest 6, is where it is heard of, and not reported
+    assert saved(tmp_path) == 0
+    assert not list((tmp_path / "work").glob(".staging*"))
+    assert attempt(tmp_path) == 0
     assert (tmp_path / "digest").read_text() == undisturbed
 
 
