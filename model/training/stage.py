@@ -33,6 +33,7 @@ from model.training.features import FeatureSource
 from model.training.loop import Settings, Training, train
 from model.training.objective import AnswerObjective
 from model.training.optimizer import warmup_steps
+from model.training.places import Place
 from model.training.placing import device_of, place
 from model.training.ranks import Ranks, ending_together
 from model.training.reporter import Reporter, SilentReporter
@@ -66,7 +67,7 @@ class StageInputs:
 def run_stage(
     piece: TrainSlice,
     inputs: StageInputs,
-    work: Path,
+    work: Path | Place,
     final: Path,
     reporter: Reporter,
     stop: Callable[[], bool] | None = None,
@@ -76,7 +77,7 @@ def run_stage(
     Args:
         piece: The stage's slice of the recipe.
         inputs: Data sets, base models, parent.
-        work: Folder for intermediate checkpoints, of this run alone; removed at the end.
+        work: Folder for intermediate checkpoints, of this run alone, or another place for them; removed at the end.
         final: Where the checkpoint appears.
         reporter: Hears metrics and notes, from rank 0 alone.
         stop: Becomes true when the run shall save and end.
@@ -89,7 +90,7 @@ def run_stage(
         CannotWriteError: as their classes say.
     """
     device = device_of(piece)
-    ranks = Ranks.current(device)
+    ranks = Ranks.current(device, piece.resources.stall_seconds)
     if not ranks.leads:
         reporter = SilentReporter()
     sources = _open(piece, inputs)
@@ -100,7 +101,8 @@ def run_stage(
         reporter.note(f"{final} is already there and verifies")
         return finished
     assistant, training, facts = _assemble(piece, inputs, sources, configuration, device, ranks, reporter, work)
-    train(replace(training, stop=stop or (lambda: False)))
+    done = train(replace(training, stop=stop or (lambda: False)))
+    facts |= {"skipped_steps": done.num_skips, "left_out_steps": done.jumped, "world_sizes": training.store.world_sizes}
     learned = [*assistant.connector.parameters(), *adapters.parameters(assistant).values()]
 
     def write() -> int:
@@ -121,7 +123,7 @@ def _assemble(
     device: torch.device,
     ranks: Ranks,
     reporter: Reporter,
-    work: Path,
+    work: Path | Place,
 ) -> tuple[Assistant, Training, dict[str, Any]]:
     """The assistant ready to learn, everything the loop moves, and the facts of the checkpoint to be."""
     stage = piece.stage
@@ -149,8 +151,10 @@ def _assemble(
         objective=objective,
         plan=steps,
         sharing=sharing,
-        settings=Settings(stage.schedule, warmup_steps(len(steps), stage.warmup), stage.clip_norm, stage.checkpoint_every),
-        store=Store(work, configuration, ranks, reporter),
+        settings=Settings(
+            stage.schedule, warmup_steps(len(steps), stage.warmup), stage.clip_norm, stage.checkpoint_every, stage.guard
+        ),
+        store=Store(work, _without_workers(configuration), ranks, reporter, ranks.patience_seconds / 2),
         reporter=reporter,
         ranks=ranks,
         stop=lambda: False,
@@ -257,6 +261,12 @@ def _configuration(piece: TrainSlice, inputs: StageInputs, parents: Mapping[str,
         "exclude": {name: sorted(ids) for name, ids in sorted(inputs.exclude.items())},
         "world_size": ranks.world_size,
     }
+
+
+def _without_workers(configuration: Mapping[str, Any]) -> dict[str, Any]:
+    """What an intermediate checkpoint must agree with: the number of workers may change on the way."""
+    piece = {name: value for name, value in configuration["piece"].items() if name != "resources"}
+    return {**{name: value for name, value in configuration.items() if name != "world_size"}, "piece": piece}
 
 
 def _finished(final: Path, configuration: Mapping[str, Any]) -> manifest.Manifest | None:
