@@ -11,6 +11,7 @@
 | BIOVLM_EVENTS | the event log of that run | `runs/<run id>/events.jsonl` |
 | BIOVLM_RAY | a file with the address of the run's Ray; without it a step starts its own | none |
 | BIOVLM_MIRRORED | `1`: another process of the run copies events to MLflow; else each step does it when it ends | `0` |
+| BIOVLM_FEATURE_CACHE_GIB | most that features of images may take in `cache/features` of the home; `0` keeps none on disk | `20` |
 | BIOVLM_TRACE | `1`: traces of unexpected errors show the error's text, which may quote a record | `0` |
 | MLFLOW_TRACKING_URI | tracking store and model registry | SQLite in `home` |
 | MLFLOW_EXPERIMENT_NAME | experiment of all runs | `biovlm` |
@@ -18,11 +19,15 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from model.errors import ConfigError
+
+FEATURE_CACHE_GIB = 20.0
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
@@ -38,6 +43,7 @@ class Settings:
     ray_address_file: Path | None = None
     mirrored: bool = False
     trace: bool = False
+    feature_cache_gib: float = FEATURE_CACHE_GIB
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:
@@ -54,6 +60,7 @@ class Settings:
             ray_address_file=Path(env["BIOVLM_RAY"]) if env.get("BIOVLM_RAY") else None,
             mirrored=env.get("BIOVLM_MIRRORED") == "1",
             trace=env.get("BIOVLM_TRACE") == "1",
+            feature_cache_gib=_gib(env.get("BIOVLM_FEATURE_CACHE_GIB") or str(FEATURE_CACHE_GIB)),
         )
 
     def for_children(self) -> dict[str, str]:
@@ -65,6 +72,7 @@ class Settings:
             "BIOVLM_RAY": str(self.ray_address_file or ""),
             "BIOVLM_MIRRORED": "1" if self.mirrored else "0",
             "BIOVLM_TRACE": "1" if self.trace else "0",
+            "BIOVLM_FEATURE_CACHE_GIB": str(self.feature_cache_gib),
             "MLFLOW_TRACKING_URI": self.tracking_uri,
             "MLFLOW_EXPERIMENT_NAME": self.experiment,
         }
@@ -73,6 +81,11 @@ class Settings:
     def store(self) -> Path:
         """Artifacts."""
         return self.home / "store"
+
+    @property
+    def feature_cache(self) -> dict[str, str | int]:
+        """`folder` and `limit_bytes` of the cache of image features, as training and evaluation take them."""
+        return {"folder": str(self.home / "cache" / "features"), "limit_bytes": int(self.feature_cache_gib * 2**30)}
 
     @property
     def data_registry(self) -> Path:
@@ -98,6 +111,16 @@ class Settings:
     def recipe_file(self) -> Path:
         """The complete recipe of this run, as JSON."""
         return self.run_folder / "recipe.json"
+
+
+def _gib(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not (math.isfinite(number) and number >= 0):
+        raise ConfigError(f"BIOVLM_FEATURE_CACHE_GIB is {text!r}", "give a number of GiB, 0 for no cache on disk")
+    return number
 
 
 def _default_home() -> Path:

@@ -65,6 +65,7 @@ def _produce(work: Work) -> None:
         "scratch": str(work.scratch),
         "stop": str(work.scratch / STOP_FILE),
         "final": str(work.final),
+        "feature_cache": work.settings.feature_cache,
         "events": str(work.log.path),
         "attempt": work.log.attempt,
     }

@@ -55,6 +55,7 @@ def train(job: dict[str, Any]) -> None:
 
 
 def _run(job: dict[str, Any], scratch: Path) -> None:
+    from model.architecture.features import Disk
     from model.training.reporter import SilentReporter
     from model.training.stage import StageInputs, run_stage
 
@@ -65,6 +66,7 @@ def _run(job: dict[str, Any], scratch: Path) -> None:
         sets={name: Path(path) for name, path in job["sets"].items()},
         bases={name: Path(path) for name, path in job["bases"].items()},
         parent=Path(job["parent"]) if job["parent"] else None,
+        feature_cache=Disk(**job["feature_cache"]),
         **job["audit"],
     )
     stop = Path(job["stop"])

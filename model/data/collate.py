@@ -16,6 +16,7 @@ import torch
 
 from model.batch import IGNORE, Batch
 from model.data.examples import Example
+from model.data import images
 from model.data.images import MAX_PIXELS, decode
 from model.errors import DataError
 
@@ -68,6 +69,10 @@ class PixelSource:
         """Shape of no image: (0, 3, H, W), with the size that the processor would give."""
         size = getattr(self._processor, "crop_size", None) or self._processor.size
         return 0, 3, int(size["height"]), int(size["width"])
+
+
+READING = (images, PixelSource)
+"""The code that turns a file into pixels; whoever keeps what follows from pixels compares it."""
 
 
 def collate(examples: Sequence[Example], pixels: Callable[[Sequence[Path]], torch.Tensor]) -> Batch:

@@ -15,22 +15,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from model import manifest
-from model.architecture import adapters, checkpoint, joint
+from model.architecture import adapters, checkpoint
 from model.architecture.assembly import Assistant, build
+from model.architecture.features import BUDGET_BYTES, Disk, FeatureSource
 from model.config import Precision, TrainSlice
-from model.data.dataset import MAX_QUARANTINED
+from model.data.collate import READING
+from model.data.dataset import MAX_QUARANTINED, file_digests
 from model.data.images import MAX_PIXELS
 from model.data.loading import DataSet, Examples, PixelSource, Prompter, examples, open_dataset, plan
 from model.errors import ConfigError
 from model.recipe import key_content
-from model.training.features import FeatureSource
 from model.training.loop import Settings, StepPlan, Training, train
 from model.training.objective import AnswerObjective
 from model.training.optimizer import warmup_steps
@@ -61,6 +61,8 @@ class StageInputs:
     """Largest share of records that may be left out, as in the recipe's `data`."""
     max_image_pixels: int = MAX_PIXELS
     """Largest width x height in pixels of an image, as in the recipe's `data`."""
+    feature_cache: Disk | None = None
+    """Where the tower's features of images are kept for further stages and runs; None keeps them in memory alone."""
 
 
 @ending_together
@@ -133,7 +135,7 @@ def _assemble(
     sharing = place(assistant, groups, stage, device, ranks)
     # One stream of random numbers for each rank (dropout); its state travels in the checkpoints.
     torch.manual_seed(piece.seed * 1_000_003 + ranks.rank)
-    features = _features(assistant, learned, stage.epochs, device, inputs.max_image_pixels)
+    features = _features(assistant, learned, sources, piece, inputs, reporter)
     training = Training(
         objective=AnswerObjective(assistant, learned, features, stage.precision, everywhere=sharing.even),
         plan=steps,
@@ -207,16 +209,21 @@ def _plan(piece: TrainSlice, learned: Examples, world_size: int) -> list[StepPla
     return steps
 
 
-def _features(assistant: Assistant, learned: Examples, epochs: float, device: torch.device, max_pixels: int) -> FeatureSource:
-    def encode(pixels: torch.Tensor) -> torch.Tensor:
-        return joint.encode(assistant.model, pixels.to(device))
-
-    tower = assistant.model.model.vision_tower
-    feature_bytes = assistant.image_tokens * tower.config.hidden_size * tower.dtype.itemsize
-    paths = [path for example in learned for path in example.images]
-    source = partial(FeatureSource, encode, paths=paths, epochs=epochs, feature_bytes=feature_bytes)
-    kept = source(PixelSource(assistant.image_processor, cache_bytes=0, max_pixels=max_pixels))
-    return kept if kept.keeps else source(PixelSource(assistant.image_processor, max_pixels=max_pixels))
+def _features(
+    assistant: Assistant, learned: Examples, sources: Mapping[str, DataSet], piece: TrainSlice, inputs: StageInputs, reporter: Reporter
+) -> FeatureSource:
+    """What the tower sees, computed once where that saves something."""
+    shown = [path for example in learned for path in example.images]
+    again = len(shown) * piece.stage.epochs > len(set(shown))
+    return FeatureSource(
+        assistant,
+        PixelSource(assistant.image_processor, cache_bytes=0, max_pixels=inputs.max_image_pixels),
+        READING,
+        inputs.feature_cache,
+        file_digests(sources.values()),
+        kept_bytes=BUDGET_BYTES if again else 0,
+        tell=reporter.note,
+    )
 
 
 def _parents(inputs: StageInputs, sources: Mapping[str, DataSet]) -> dict[str, str]:
