@@ -83,9 +83,14 @@ class Settings:
         return self.home / "store"
 
     @property
-    def feature_cache(self) -> dict[str, str | int]:
-        """`folder` and `limit_bytes` of the cache of image features, as training and evaluation take them."""
-        return {"folder": str(self.home / "cache" / "features"), "limit_bytes": int(self.feature_cache_gib * 2**30)}
+    def feature_cache(self) -> Path:
+        """Features of images from frozen towers, shared by all stages and evaluations."""
+        return self.home / "cache" / "features"
+
+    @property
+    def feature_cache_bytes(self) -> int:
+        """The most that folder may hold."""
+        return int(self.feature_cache_gib * 2**30)
 
     @property
     def data_registry(self) -> Path:

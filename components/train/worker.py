@@ -66,7 +66,7 @@ def _run(job: dict[str, Any], scratch: Path) -> None:
         sets={name: Path(path) for name, path in job["sets"].items()},
         bases={name: Path(path) for name, path in job["bases"].items()},
         parent=Path(job["parent"]) if job["parent"] else None,
-        feature_cache=Disk(**job["feature_cache"]),
+        feature_cache=Disk(Path(job["feature_cache"]["folder"]), job["feature_cache"]["limit_bytes"]),
         **job["audit"],
     )
     stop = Path(job["stop"])

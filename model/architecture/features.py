@@ -48,7 +48,7 @@ UNIMPORTANT = ("_name_or_path", "transformers_version", "architectures", "proces
 class Disk:
     """Where features may be kept on disk."""
 
-    folder: Path | str
+    folder: Path
     """Of all towers' caches."""
     limit_bytes: int
     """Of all of them together; 0 keeps none."""
@@ -108,7 +108,7 @@ class FeatureSource:
         tower = self._assistant.model.model.vision_tower
         shape = (self._assistant.image_tokens, tower.config.hidden_size)
         return FeatureCache(
-            Path(self._disk.folder), self._disk.limit_bytes, tower_key(self._assistant, self._reading), shape, tower.dtype
+            self._disk.folder, self._disk.limit_bytes, tower_key(self._assistant, self._reading), shape, tower.dtype
         )
 
     def flush(self) -> None:

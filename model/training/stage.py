@@ -210,7 +210,12 @@ def _plan(piece: TrainSlice, learned: Examples, world_size: int) -> list[StepPla
 
 
 def _features(
-    assistant: Assistant, learned: Examples, sources: Mapping[str, DataSet], piece: TrainSlice, inputs: StageInputs, reporter: Reporter
+    assistant: Assistant,
+    learned: Examples,
+    sources: Mapping[str, DataSet],
+    piece: TrainSlice,
+    inputs: StageInputs,
+    reporter: Reporter,
 ) -> FeatureSource:
     """What the tower sees, computed once where that saves something."""
     shown = [path for example in learned for path in example.images]
