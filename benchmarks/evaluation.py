@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 import time
@@ -14,14 +13,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from model.architecture.assembly import Assistant, build
+from model.architecture.features import FeatureSource
 from model.config import Kind, Model
 from model.data.collate import READING, PixelSource
 from model.data.dataset import DataSet, open_dataset
 from model.data.records import Record
 from model.data.sources.vqa_rad import import_vqa_rad
 from model.data.templates import Prompter
-from model.architecture.features import FeatureSource
-from model.evaluation.generate import Prediction, answer_all
+from model.evaluation.generate import answer_all
 
 NEW_TOKENS, BATCH = 16, 64
 IMAGES = int(os.environ.get("BENCH_IMAGES", "40"))

@@ -122,6 +122,6 @@ def _sweep(aside: Path) -> None:
             if old and entry.is_dir(follow_symlinks=False):
                 shutil.rmtree(entry.path, ignore_errors=True)
             elif old:
-                os.unlink(entry.path)
+                Path(entry.path).unlink()
         except FileNotFoundError:
             continue

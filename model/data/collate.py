@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from model.batch import IGNORE, Batch
-from model.data.examples import Example
 from model.data import images
+from model.data.examples import Example
 from model.data.images import MAX_PIXELS, decode
 from model.errors import DataError
 

@@ -100,7 +100,7 @@ def blinded(records: Iterable[Record]) -> list[Record]:
     return [record.model_copy(update={"images": (BLIND,) * len(record.images)}) for record in records]
 
 
-def mean_image(images: Sequence[str], pixels: Pixels, block: int = 64) -> torch.Tensor:
+def mean_image(images: Sequence[str], pixels: Callable[[Sequence[str]], torch.Tensor], block: int = 64) -> torch.Tensor:
     """Mean (C, H, W) of preprocessed images, summed in float64: what the blind control shows instead of an image."""
     if not images:
         raise DataError(
