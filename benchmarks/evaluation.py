@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerFast
 from model.architecture.assembly import Assistant, build
 from model.architecture.features import FeatureSource
 from model.config import Kind, Model
-from model.data.collate import READING, PixelSource
 from model.data.dataset import DataSet, open_dataset
+from model.data.pixels import READING, PixelSource
 from model.data.records import Record
 from model.data.sources.vqa_rad import import_vqa_rad
 from model.data.templates import Prompter

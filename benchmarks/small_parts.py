@@ -14,7 +14,8 @@ from PIL import Image
 
 from components.platform import code
 from model.data.audit import leakage
-from model.data.sampling import plan
+from model.data.packing import Metadata
+from model.data.sampling import Plan, Rules
 
 REPEATS = 3
 EXAMPLES, IMAGES = 200_000, 1000
@@ -22,13 +23,14 @@ EXAMPLES, IMAGES = 200_000, 1000
 
 def measure() -> dict[str, float]:
     """Least seconds of three; of the processor, but for the command, which is another process."""
-    lengths = np.random.default_rng(0).integers(20, 1000, EXAMPLES).tolist()
+    lengths = np.random.default_rng(0).integers(20, 1000, EXAMPLES)
+    sizes = Metadata(lengths, *(np.zeros_like(lengths) for _ in range(3)))
     with tempfile.TemporaryDirectory() as folder:
         images = _images(Path(folder))
         return {
             "biovlm_help_seconds": _least(_start_command, time.perf_counter),
             "code_digests_seconds": _least(_digest_code),
-            f"plan_{EXAMPLES}_examples_seconds": _least(lambda: plan(lengths, 65_536, 8192, 8, seed=0, epoch=3)),
+            f"plan_{EXAMPLES}_examples_seconds": _least(lambda: Plan(sizes, Rules(65_536, 8192), 8, seed=0)),
             f"compare_{IMAGES}_images_seconds": _least(lambda: leakage({"train": images[100:], "test": images[:100]})),
         }
 

@@ -1,11 +1,12 @@
-"""Where images and text meet: features, placeholders, and the logits that count.
+"""Where images and text meet: features, placeholders, and the hidden states that count.
 
 1. `encode` gives the tower's features of images, outside autograd: the tower never learns, so no graph is ever built through it.
-2. `check_joint` counts placeholders against images sequence by sequence. transformers compares only the totals of a batch, so one
-   image too many in one record would hide one too few in another, and both would learn from the wrong image.
-3. `supervised_logits` runs connector and language model, and the head on target positions alone.
+2. `check_joint` counts placeholders against images, for each sequence or packed document by itself. transformers compares only the
+   totals of a batch, so one image too many in one record would hide one too few in another, and both would learn from the wrong image.
+3. `embed` puts text and connected features together; `read` runs the language model over them, padded or packed; the states from
+   which a target is predicted are all that the head needs to see (head).
 
-B sequences, T tokens, N images, P image tokens an image, D tower features, S targets in the batch, V tokens of the vocabulary.
+B sequences, T tokens, N images, P image tokens an image, D tower features, W width of the language model, S targets in the batch.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from typing import Any
 
 import torch
 from transformers import LlavaForConditionalGeneration
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from model.batch import IGNORE, Batch
+from model.architecture.packed import layout_of
+from model.batch import Batch
 from model.errors import DataError
 
 
@@ -37,7 +38,7 @@ def encode(model: LlavaForConditionalGeneration, pixel_values: torch.Tensor) -> 
 
 
 def check_joint(batch: Batch, image_token_id: int, image_tokens: int) -> None:
-    """Compare placeholders with images in every sequence.
+    """Compare placeholders with images in every sequence, or every document of a packed one.
 
     Args:
         batch: With `image_counts`.
@@ -45,17 +46,22 @@ def check_joint(batch: Batch, image_token_id: int, image_tokens: int) -> None:
         image_tokens: P.
 
     Raises:
-        DataError: A sequence has another number of placeholders than its images need, or the images of the batch are not the sum
-            of those of its sequences. The letter names the record and both counts.
+        DataError: One has another number of placeholders than its images need, or the images of the batch are not the sum of those
+            of its sequences. The letter names the record and both counts.
     """
-    found = (batch.input_ids == image_token_id).sum(dim=1).tolist()
+    placeholders = batch.input_ids == image_token_id
+    if batch.documents:
+        lengths = [document.end - document.start for document in batch.documents]
+        found = [int(part.sum()) for part in placeholders[0].split(lengths)]
+    else:
+        found = placeholders.sum(dim=1).tolist()
     if len(batch.image_counts) != len(found):
         raise DataError(f"image counts of {len(batch.image_counts)} sequences for {len(found)}", "make the batch with model.data")
-    for row, (placeholders, images) in enumerate(zip(found, batch.image_counts, strict=True)):
-        if placeholders != images * image_tokens:
+    for row, (count, images) in enumerate(zip(found, batch.image_counts, strict=True)):
+        if count != images * image_tokens:
             name = batch.record_ids[row] if batch.record_ids else f"number {row}"
             raise DataError(
-                f"record {name!r} has {placeholders} image placeholders, its {images} images need {images * image_tokens}",
+                f"record {name!r} has {count} image placeholders, its {images} images need {images * image_tokens}",
                 "the data were rendered for another vision tower; render them with this assistant's tokenizer and image_tokens",
             )
     if len(batch.pixel_values) != sum(batch.image_counts):
@@ -65,30 +71,35 @@ def check_joint(batch: Batch, image_token_id: int, image_tokens: int) -> None:
         )
 
 
-def supervised_logits(
-    model: LlavaForConditionalGeneration, batch: Batch, features: torch.Tensor, everywhere: bool = False
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits (S, V) of every target and the targets (S,) themselves, in the order of the sequences.
+def embed(model: LlavaForConditionalGeneration, batch: Batch, features: torch.Tensor, everywhere: bool = False) -> torch.Tensor:
+    """Inputs (B, T, W) of the language model: embedded text, and the connector's output in the places of the placeholders.
 
     Args:
         model: The network.
-        batch: Padded on the right, checked by `check_joint`.
+        batch: Checked by `check_joint`.
         features: (N, P, D) from `encode`.
         everywhere: Lead a batch without images through the connector as well, and its gradient back to it, as zero: workers that
             share out weights must all run the same layers.
     """
-    dtype = model.model.multi_modal_projector.linear_1.weight.dtype
-    given: dict[str, Any] = {"input_ids": batch.input_ids}
+    embedded = model.get_input_embeddings()(batch.input_ids)
+    connector = model.model.multi_modal_projector
+    dtype = connector.linear_1.weight.dtype
     if len(features):
-        projected = model.model.multi_modal_projector(features.to(dtype))
-        given["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=list(projected))}
+        connected = connector(features.to(embedded.device, dtype)).to(embedded.dtype).flatten(0, 1)
+        places = (batch.input_ids == model.config.image_token_id).flatten().nonzero()[:, 0]
+        embedded = embedded.flatten(0, 1).index_copy(0, places, connected).view_as(embedded)
     elif everywhere:
-        blank = torch.zeros(1, 1, model.config.vision_config.hidden_size, dtype=dtype, device=batch.input_ids.device)
-        nothing = model.model.multi_modal_projector(blank).sum() * 0.0
-        given = {"inputs_embeds": model.get_input_embeddings()(batch.input_ids) + nothing}
+        blank = torch.zeros(1, 1, model.config.vision_config.hidden_size, dtype=dtype, device=embedded.device)
+        embedded = embedded + connector(blank).sum() * 0.0
+    return embedded
+
+
+def read(model: LlavaForConditionalGeneration, batch: Batch, embedded: torch.Tensor) -> torch.Tensor:
+    """Hidden states (B x T, W) of the language model over `embed`'s output."""
+    given: dict[str, Any] = {}
+    if batch.documents:
+        given = {"layout": layout_of(batch), "position_ids": batch.positions}
     # No attention mask: padding stands on the right, where causal attention from a real token never looks, and without a mask
-    # attention takes its fast causal kernel.
-    hidden = model.model(**given, use_cache=False).last_hidden_state
-    targets = batch.labels[:, 1:]
-    counted = targets != IGNORE
-    return model.lm_head(hidden[:, :-1][counted]), targets[counted]
+    # attention takes its fast causal kernel. No cache: transformers would attend over it, and not by the layout.
+    output = model.model.language_model(inputs_embeds=embedded, use_cache=False, **given)
+    return output.last_hidden_state.flatten(0, 1)

@@ -1,81 +1,28 @@
-"""Examples to batches: padding, and pixels from image files.
+"""Examples to batches: padded, one a sequence; or packed, behind each other in one sequence.
 
-1. `collate(examples, pixels)` pads token ids and labels on the right and asks `pixels` for the images in order of appearance.
-2. `PixelSource` is the usual `pixels`: it decodes safely, preprocesses with the model's own image processor, and keeps what fits
-   into a bounded memory, so that from the second epoch on small data sets read no file.
+1. `collate(examples, pixels)` pads token ids on the right; `packed(documents, pixels)` puts documents behind each other: of one example
+   each, or of several that begin with the same images, whose beginning then stands once (the trunk) with a branch for each.
+2. Targets are listed with the positions that predict them, so that nothing later depends on which token stands before which.
+3. `pixels` is asked for the images in order of appearance, each once for all that share it.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 
-from model.batch import IGNORE, Batch
-from model.data import images
+from model.batch import IGNORE, Batch, Document
 from model.data.examples import Example
-from model.data.images import MAX_PIXELS, decode
-from model.errors import DataError
+from model.errors import DataError, InternalError
 
-DEFAULT_CACHE_BYTES = 512 * 2**20
-
-
-class PixelSource:
-    """Pixels of image files, ready for the vision tower.
-
-    Args:
-        image_processor: A transformers image processor, e.g. `CLIPImageProcessorPil`.
-        cache_bytes: Largest memory for preprocessed images; when it is full, further images are read again each time.
-        max_pixels: Largest width x height in pixels of an image file.
-    """
-
-    def __init__(self, image_processor: Any, cache_bytes: int = DEFAULT_CACHE_BYTES, max_pixels: int = MAX_PIXELS) -> None:
-        self._processor = image_processor
-        self._free_bytes = cache_bytes
-        self._max_pixels = max_pixels
-        self._cache: dict[Path, torch.Tensor] = {}
-        self._lock = threading.Lock()
-
-    def __call__(self, paths: Sequence[Path]) -> torch.Tensor:
-        """(N, C, H, W) float32 for N paths; N may be 0. Errors as `model.data.images.decode`."""
-        fresh = {path: self._read(path) for path in dict.fromkeys(paths) if path not in self._cache}
-        rows = [fresh[path] if path in fresh else self._cache[path] for path in paths]
-        self._keep(fresh)
-        return torch.stack(rows) if rows else torch.zeros(self._empty_shape())
-
-    @property
-    def cached(self) -> int:
-        """Number of images in memory."""
-        return len(self._cache)
-
-    def _read(self, path: Path) -> torch.Tensor:
-        image = decode(path, self._max_pixels)
-        pixels: torch.Tensor = self._processor(images=image, return_tensors="pt")["pixel_values"][0]
-        return pixels.to(torch.float32)
-
-    def _keep(self, fresh: dict[Path, torch.Tensor]) -> None:
-        # The first images stay: every epoch asks for each image about once, so replacing old ones would only move the misses.
-        with self._lock:
-            for path, pixels in fresh.items():
-                size = pixels.numel() * pixels.element_size()
-                if path not in self._cache and size <= self._free_bytes:
-                    self._cache[path] = pixels
-                    self._free_bytes -= size
-
-    def _empty_shape(self) -> tuple[int, int, int, int]:
-        """Shape of no image: (0, 3, H, W), with the size that the processor would give."""
-        size = getattr(self._processor, "crop_size", None) or self._processor.size
-        return 0, 3, int(size["height"]), int(size["width"])
+Pixels = Callable[[Sequence[Path]], torch.Tensor]
+"""N image paths -> (N, ...): pixels, or what stands for them."""
 
 
-READING = (images, PixelSource)
-"""The code that turns a file into pixels; whoever keeps what follows from pixels compares it."""
-
-
-def collate(examples: Sequence[Example], pixels: Callable[[Sequence[Path]], torch.Tensor]) -> Batch:
+def collate(examples: Sequence[Example], pixels: Pixels) -> Batch:
     """One batch of B examples, padded on the right to the longest.
 
     Args:
@@ -89,17 +36,112 @@ def collate(examples: Sequence[Example], pixels: Callable[[Sequence[Path]], torc
     # answer's, and never a placeholder.
     padding = int(examples[0].input_ids[-1])
     longest = max(example.num_tokens for example in examples)
-    input_ids = torch.full((len(examples), longest), padding, dtype=torch.int64)
-    labels = torch.full((len(examples), longest), IGNORE, dtype=torch.int64)
-    mask = torch.zeros((len(examples), longest), dtype=torch.int64)
+    input_ids = np.full((len(examples), longest), padding, np.int64)
+    mask = np.zeros((len(examples), longest), np.int64)
+    sources, targets = [], []
     for row, example in enumerate(examples):
-        length = example.num_tokens
-        input_ids[row, :length] = torch.from_numpy(example.input_ids)
-        labels[row, :length] = torch.from_numpy(example.labels)
-        mask[row, :length] = 1
-    paths = [path for example in examples for path in example.images]
-    pixel_values = pixels(paths)
-    if len(pixel_values) != len(paths):
-        raise DataError(f"the batch names {len(paths)} images and got pixels of {len(pixel_values)}", "check the image processor")
-    ids, counts = tuple(example.record_id for example in examples), tuple(len(example.images) for example in examples)
-    return Batch(input_ids, mask, labels, pixel_values, ids, counts)
+        input_ids[row, : example.num_tokens] = example.input_ids
+        mask[row, : example.num_tokens] = 1
+        places = _targets(example)
+        sources.append(places - 1 + row * longest)
+        targets.append(example.labels[places])
+    return Batch(
+        input_ids=torch.from_numpy(input_ids),
+        attention_mask=torch.from_numpy(mask),
+        sources=torch.from_numpy(np.concatenate(sources)),
+        targets=torch.from_numpy(np.concatenate(targets).astype(np.int64)),
+        pixel_values=_images([example.images for example in examples], pixels),
+        record_ids=tuple(example.record_id for example in examples),
+        image_counts=tuple(len(example.images) for example in examples),
+    )
+
+
+def packed(documents: Sequence[Sequence[Example]], pixels: Pixels) -> Batch:
+    """One sequence of D documents.
+
+    Args:
+        documents: Examples of each; several share everything up to and with their last image.
+        pixels: As in `collate`.
+
+    Raises:
+        DataError: `pixels` gave another number of images than the documents name.
+        InternalError: The examples of a document do not begin alike, or learn what they share: the plan is wrong.
+    """
+    laid = _Laid()
+    for document in documents:
+        laid.add(document)
+    ids = np.concatenate(laid.ids).astype(np.int64)
+    return Batch(
+        input_ids=torch.from_numpy(ids)[None],
+        attention_mask=torch.ones(1, len(ids), dtype=torch.int64),
+        sources=torch.from_numpy(np.concatenate(laid.sources)),
+        targets=torch.from_numpy(np.concatenate(laid.targets).astype(np.int64)),
+        pixel_values=_images([document[0].images for document in documents], pixels),
+        record_ids=tuple(document[0].record_id for document in documents),
+        image_counts=tuple(len(document[0].images) for document in documents),
+        documents=tuple(laid.documents),
+        positions=torch.from_numpy(np.concatenate(laid.positions))[None],
+    )
+
+
+class _Laid:
+    """Documents laid out behind each other."""
+
+    def __init__(self) -> None:
+        self.ids: list[np.ndarray] = []
+        self.positions: list[np.ndarray] = []
+        self.sources: list[np.ndarray] = []
+        self.targets: list[np.ndarray] = []
+        self.documents: list[Document] = []
+        self._end = 0
+
+    def add(self, examples: Sequence[Example]) -> None:
+        start, trunk = self._end, examples[0].trunk
+        if len(examples) == 1:
+            self.documents.append(Document(start, examples[0].num_tokens))
+            self._put(examples[0], 0, start)
+            return
+        _check_alike(examples)
+        self.documents.append(Document(start, trunk, tuple(example.num_tokens - trunk for example in examples)))
+        self._append(examples[0].input_ids[:trunk], 0)
+        for example in examples:
+            self._put(example, trunk, start)
+
+    def _put(self, example: Example, first: int, start: int) -> None:
+        """The example from `first` on; what stands before is laid out at `start` already."""
+        places = _targets(example)
+        sources = places - 1 + self._end - first
+        # The first token of a branch is predicted from the trunk's end.
+        self.sources.append(np.where(places == first, start + first - 1, sources))
+        self.targets.append(example.labels[places])
+        self._append(example.input_ids[first:], first)
+
+    def _append(self, ids: np.ndarray, position: int) -> None:
+        self.ids.append(ids)
+        self.positions.append(np.arange(position, position + len(ids)))
+        self._end += len(ids)
+
+
+def _targets(example: Example) -> np.ndarray:
+    """Places of the targets; the first token has no predecessor and never is one."""
+    return np.flatnonzero(example.labels[1:] != IGNORE) + 1
+
+
+def _check_alike(examples: Sequence[Example]) -> None:
+    first = examples[0]
+    beginning = first.input_ids[: first.trunk]
+    for example in examples:
+        same = example.images == first.images and np.array_equal(example.input_ids[: first.trunk], beginning)
+        if not (same and example.trunk == first.trunk and first.trunk) or np.any(example.labels[: first.trunk] != IGNORE):
+            raise InternalError(
+                f"records {first.record_id!r} and {example.record_id!r} do not share their images and what stands before them",
+                "two groups have one digest; train with packing: rows",
+            )
+
+
+def _images(images: Sequence[tuple[Path, ...]], pixels: Pixels) -> torch.Tensor:
+    paths = [path for listed in images for path in listed]
+    found = pixels(paths)
+    if len(found) != len(paths):
+        raise DataError(f"the batch names {len(paths)} images and got pixels of {len(found)}", "check the image processor")
+    return found

@@ -2,20 +2,25 @@
 
 The journey of a record:
 1. `open_dataset(folder)` verifies the manifest once: every file is what it was when the data set was made.
-2. `records(split)` reads `records/SPLIT.jsonl` line by line. A line that is not strict JSON, does not fit `Record`, holds a
-   reserved token, or names an image outside the folder or not in the manifest is set aside with its reason (`Finding`).
+2. `stream(split)` and `records(split)` read `records/SPLIT.jsonl` line by line. A line that is not strict JSON, does not fit
+   `Record`, holds a reserved token, or names an image outside the folder or not in the manifest is set aside with its reason
+   (`Finding`).
 3. If too large a share is set aside, or nothing is left, the split is refused: DataError (exit 65) before any training begins.
 4. Two records with one id are never set aside quietly: nobody could say which one an evaluation meant.
 """
 
 from __future__ import annotations
 
+import hashlib
+import itertools
+from array import array
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 from pydantic import ValidationError
 
 from model.config import Kind
@@ -89,23 +94,43 @@ class DataSet:
             MissingInputError: There is no such split.
             DataError: Too many records are set aside, none is left, or an id stands twice.
         """
-        found, findings = self.scan(split)
-        kept = [line.record for line in found if line.record.id not in self.exclude]
-        refuse_if_too_many(
-            f"{self.name}/{split_file(split)}", len(found) + len(findings), len(kept), self.max_quarantined, findings
-        )
-        return [record for record in kept if not kinds or record.kind in kinds]
+        self.scan(split)
+        return list(self.stream(split, kinds))
+
+    def stream(self, split: str, kinds: Collection[Kind] = ()) -> Iterator[Record]:
+        """As `records`, one by one and not kept; what is wrong with the whole split is raised behind the last of them."""
+        total = kept = 0
+        findings: list[Finding] = []
+        known: Iterable[Line | Finding] = self._lines(split)
+        if split in self._cache:
+            known = itertools.chain[Line | Finding](*self._cache[split])
+        for found in known:
+            total += 1
+            if isinstance(found, Finding):
+                findings.append(found)
+            elif found.record.id not in self.exclude:
+                kept += 1
+                if not kinds or found.record.kind in kinds:
+                    yield found.record
+        refuse_if_too_many(f"{self.name}/{split_file(split)}", total, kept, self.max_quarantined, findings)
 
     def scan(self, split: str) -> tuple[list[Line], list[Finding]]:
         """Good records with their lines, and what was set aside; errors as `records`, but no limit on how much is set aside."""
         if split not in self._cache:
-            if split not in self.splits:
-                raise MissingInputError(
-                    f"{self.folder} has no split {split!r}",
-                    f"it has {', '.join(self.splits) or 'none'}; change `split` in the recipe",
-                )
-            self._cache[split] = _scan(self, split)
+            good: list[Line] = []
+            findings: list[Finding] = []
+            for found in self._lines(split):
+                (good if isinstance(found, Line) else findings).append(found)  # type: ignore[arg-type]
+            self._cache[split] = good, findings
         return self._cache[split]
+
+    def _lines(self, split: str) -> Iterator[Line | Finding]:
+        if split not in self.splits:
+            raise MissingInputError(
+                f"{self.folder} has no split {split!r}",
+                f"it has {', '.join(self.splits) or 'none'}; change `split` in the recipe",
+            )
+        return _scan(self, split)
 
     def path(self, relative: str) -> Path:
         """Where a file of the data set lies. RefusedError if the name leaves the folder."""
@@ -190,12 +215,10 @@ def refuse_if_too_many(name: str, total: int, kept: int, limit: float, findings:
     )
 
 
-def _scan(dataset: DataSet, split: str) -> tuple[list[Line], list[Finding]]:
+def _scan(dataset: DataSet, split: str) -> Iterator[Line | Finding]:
     name = split_file(split)
     listed = frozenset(entry.path for entry in dataset.manifest.files)
-    good: list[Line] = []
-    findings: list[Finding] = []
-    seen: dict[str, int] = {}
+    seen = array("q")
     for number, raw in lines(dataset.path(name)):
         record_id = ""
         try:
@@ -203,15 +226,33 @@ def _scan(dataset: DataSet, split: str) -> tuple[list[Line], list[Finding]]:
             record_id = record.id
             _check_record(dataset, record, listed)
         except FlawError as error:
-            findings.append(Finding(error.flaw, name, number, record_id, error.detail))
+            yield Finding(error.flaw, name, number, record_id, error.detail)
         else:
-            good.append(Line(number, record))
-        if record_id and seen.setdefault(record_id, number) != number:
+            yield Line(number, record)
+        if record_id:
+            seen.append(_digest(record_id))
+    if len(np.unique(np.frombuffer(seen, np.int64) if seen else np.zeros(0))) < len(seen):
+        _refuse_double(dataset, name)
+
+
+def _digest(record_id: str) -> int:
+    """Eight bytes that stand for an id, so that a million of them need eight megabytes."""
+    return int.from_bytes(hashlib.blake2b(record_id.encode("utf-8", "surrogatepass"), digest_size=8).digest(), signed=True)
+
+
+def _refuse_double(dataset: DataSet, name: str) -> None:
+    """The letter about an id that stands twice; two ids with one digest, which nobody has seen yet, pass."""
+    seen: dict[str, int] = {}
+    for number, raw in lines(dataset.path(name)):
+        try:
+            record_id = _record(raw).id
+        except FlawError:
+            continue
+        if seen.setdefault(record_id, number) != number:
             raise DataError(
                 f"{dataset.name}/{name}: the id {record_id!r} stands in line {seen[record_id]} and line {number}",
                 "give each record an id of its own",
             )
-    return good, findings
 
 
 def _record(raw: bytes | FlawError) -> Record:

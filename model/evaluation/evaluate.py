@@ -25,8 +25,8 @@ from model.architecture.assembly import Assistant
 from model.architecture.features import Disk, FeatureSource
 from model.architecture.joint import encode
 from model.config import Benchmark, EvaluateSlice, Kind
-from model.data.collate import READING, PixelSource
 from model.data.dataset import Audit, DataSet, file_digests
+from model.data.pixels import READING, PixelSource
 from model.data.records import Record
 from model.errors import DataError, MissingInputError
 from model.evaluation import benchmark as benchmarks

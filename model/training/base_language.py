@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,9 +17,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from model.batch import IGNORE
 from model.config import Kind, Template
-from model.data.loading import DataSet, Example, Prompter, collate, plan
+from model.data.loading import DataSet, Example, Metadata, Plan, Prompter, Rules, collate
 from model.data.records import Record, Role, Turn
 from model.training.base_lesson import Lesson
 from model.training.loop import Micro, StepPlan
@@ -82,15 +82,14 @@ class NextTokenObjective:
 
     def num_targets(self, micro: Micro) -> int:
         """Tokens of the assistant."""
-        return sum(int((self._examples[index].labels[1:] != IGNORE).sum()) for index in micro)
+        return sum(self._examples[index].num_targets for index in micro)
 
     def loss_sum(self, micro: Micro) -> torch.Tensor:
         """Sum of the cross-entropy over the targets."""
         batch = collate([self._examples[index] for index in micro], _no_pixels)
         hidden = self._language.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
-        targets = batch.labels[:, 1:]
-        wanted = targets != IGNORE
-        return functional.cross_entropy(self._language.lm_head(hidden[:, :-1][wanted]), targets[wanted], reduction="sum")
+        logits = self._language.lm_head(hidden.flatten(0, 1)[batch.sources])
+        return functional.cross_entropy(logits, batch.targets, reduction="sum")
 
     def names(self, micro: Micro) -> list[str]:
         """Ids of the records."""
@@ -159,12 +158,11 @@ def _example(record: Record, turns: Sequence[Turn], prompter: Prompter) -> Examp
 
 def _plan(lengths: Sequence[int], steps: int, seed: int) -> list[StepPlan]:
     """As many epochs as `steps` steps need."""
-    found: list[StepPlan] = []
-    epoch = 0
-    while len(found) < steps:
-        found += [step.ranks for step in plan(lengths, BATCH_TOKENS, 2 * BATCH_TOKENS, 1, seed, epoch)]
-        epoch += 1
-    return found[:steps]
+    sizes = np.asarray(lengths)
+    metadata = Metadata(sizes, *(np.zeros_like(sizes) for _ in range(3)))
+    rules = Rules(BATCH_TOKENS, 2 * BATCH_TOKENS)
+    epochs = math.ceil(steps / len(Plan(metadata, rules, 1, seed))) + 1
+    return list(Plan(metadata, rules, 1, seed, epochs)[:steps])
 
 
 def _no_pixels(paths: Sequence[Path]) -> torch.Tensor:

@@ -1,9 +1,9 @@
 """What a stage learns: the next token of every assistant's answer, given image and question.
 
-1. Examples are counted once: tokens, targets, and targets that are text of the assistant.
-2. `loss_sum` makes the batch of a forward pass, checks placeholders against images in every sequence, and adds up the cross-entropy
-   of the targets. The head sees target positions alone.
-3. `measures` gives the numbers of a step from the counts, without touching the network.
+1. `loss_sum` makes the batch of a forward pass, padded or packed as the recipe says, checks placeholders against images in every
+   sequence, and adds up the cross-entropy of the targets. The head sees target positions alone.
+2. `measures` gives the numbers of a step from the examples' metadata, without touching the network.
+3. `audit` proves on a batch, before a run begins, that no document of a packed row can see another.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch.nn import functional
 
+from model.architecture import head
 from model.architecture.assembly import Assistant
-from model.architecture.joint import check_joint, supervised_logits
-from model.batch import IGNORE
-from model.config import Precision
-from model.data.loading import Example, collate
-from model.errors import DataError
+from model.architecture.joint import check_joint, embed, read
+from model.batch import Batch
+from model.config import Packing, Precision
+from model.data.loading import Examples, collate, divided, packed, packed_tokens
+from model.training import isolation
 from model.training.loop import Micro, StepPlan
 
 
@@ -27,66 +28,86 @@ class AnswerObjective:
     """Cross-entropy of the assistant's answers.
 
     Args:
-        assistant: Prepared for training.
+        assistant: Prepared for training; with packing, its language model attends by layout (`packed.install`).
         examples: What the plan's indices mean.
         features: N image paths to tower features (N, P, D).
         precision: Of the forward pass; weights that learn stay float32.
-        everywhere: See `supervised_logits`.
-
-    Raises:
-        DataError: An example has no target, or has image placeholders among its targets.
+        packing: How the examples of a pass share it.
+        everywhere: See `joint.embed`.
     """
 
     def __init__(
         self,
         assistant: Assistant,
-        examples: Sequence[Example],
+        examples: Examples,
         features: Callable[[Sequence[Path]], torch.Tensor],
         precision: Precision,
+        packing: Packing = Packing.NONE,
         everywhere: bool = False,
     ) -> None:
         self._assistant = assistant
         self._examples = examples
         self._features = features
         self._autocast = precision is Precision.BFLOAT16
+        self._packing = packing
         self._everywhere = everywhere
-        self._tokens = [example.num_tokens for example in examples]
-        self._targets = [int((example.labels[1:] != IGNORE).sum()) for example in examples]
-        self._check_targets()
 
     def num_targets(self, micro: Micro) -> int:
         """Targets of the examples."""
-        return sum(self._targets[index] for index in micro)
+        return int(self._examples.num_targets[list(micro)].sum())
 
     def names(self, micro: Micro) -> list[str]:
         """Record ids of the examples."""
-        return [self._examples[index].record_id for index in micro]
+        return [self._examples.names[index] for index in micro]
 
     def loss_sum(self, micro: Micro) -> torch.Tensor:
         """Sum of the cross-entropy over the targets, float32. DataError if placeholders and images do not agree."""
-        assistant = self._assistant
-        batch = collate([self._examples[index] for index in micro], self._features)
-        check_joint(batch, assistant.image_token_id, assistant.image_tokens)
-        batch = batch.to(assistant.device)
-        with torch.autocast(assistant.device.type, torch.bfloat16, enabled=self._autocast):
-            logits, targets = supervised_logits(assistant.model, batch, batch.pixel_values, self._everywhere)
-        return functional.cross_entropy(logits.float(), targets, reduction="sum")
+        network, batch = self._assistant.model, self._batch(micro)
+        with self._computing():
+            states = read(network, batch, embed(network, batch, batch.pixel_values, self._everywhere))
+            return head.loss_sum(network.lm_head, states[batch.sources], batch.targets)
 
     def measures(self, step: StepPlan) -> Mapping[str, float]:
-        """`tokens`, `padding_share` of all positions computed, `target_share` of the tokens that count in the loss."""
-        micros = [micro for passes in step for micro in passes]
-        tokens = sum(self._tokens[index] for micro in micros for index in micro)
-        computed = sum(len(micro) * max(self._tokens[index] for index in micro) for micro in micros)
+        """Numbers of a step.
+
+        `tokens` computed, an image that several share counted once, padding not at all; `examples`; `padding_share` of all positions
+        computed; `target_share` of the examples' tokens that count in the loss; `sharing`: the examples' tokens over `tokens`.
+        """
+        metadata = self._examples.metadata
+        passes = [np.asarray(micro) for micros in step for micro in micros]
+        alone = [int(metadata.tokens[indices].sum()) for indices in passes]
+        if self._packing is Packing.NONE:
+            tokens = alone
+            computed = [len(indices) * int(metadata.tokens[indices].max()) for indices in passes]
+        else:
+            tokens = computed = [packed_tokens(indices, metadata, self._packing) for indices in passes]
         return {
-            "tokens": tokens,
-            "padding_share": 1 - tokens / computed,
-            "target_share": sum(map(self.num_targets, micros)) / tokens,
+            "tokens": sum(tokens),
+            "examples": sum(map(len, passes)),
+            "padding_share": 1 - sum(tokens) / sum(computed),
+            "target_share": sum(self.num_targets(indices.tolist()) for indices in passes) / sum(alone),
+            "sharing": sum(alone) / sum(tokens),
         }
 
-    def _check_targets(self) -> None:
-        """All of the loss lies on text: a placeholder among the targets would drown it."""
-        for example, targets in zip(self._examples, self._targets, strict=True):
-            placeholders = int((example.labels == self._assistant.image_token_id).sum())
-            if placeholders or not targets:
-                what = f"{placeholders} image placeholders among its targets" if placeholders else "no target"
-                raise DataError(f"record {example.record_id!r} has {what}", "import the data set again")
+    def audit(self, micro: Micro, end_token_id: int) -> isolation.Finding:
+        """What `isolation` finds in the batch of a pass. InternalError if a document sees another."""
+        network, batch = self._assistant.model, self._batch(micro)
+        blind = 0
+        if batch.documents:
+            with self._computing():
+                inputs = embed(network, batch, batch.pixel_values, self._everywhere).detach().requires_grad_()
+                blind = isolation.check(batch, inputs, read(network, batch, inputs))
+        return isolation.Finding(blind, isolation.text_share(batch.targets, self._assistant.tokenizer, end_token_id))
+
+    def _batch(self, micro: Micro) -> Batch:
+        assistant, examples = self._assistant, self._examples
+        if self._packing is Packing.NONE:
+            batch = collate([examples[index] for index in micro], self._features)
+        else:
+            documents = divided(tuple(micro), examples.metadata, self._packing)
+            batch = packed([[examples[index] for index in document] for document in documents], self._features)
+        check_joint(batch, assistant.image_token_id, assistant.image_tokens)
+        return batch.to(assistant.device)
+
+    def _computing(self) -> torch.autocast:
+        return torch.autocast(self._assistant.device.type, torch.bfloat16, enabled=self._autocast)

@@ -12,26 +12,26 @@ Runs in one process, or in each process of an open `torch.distributed` group; no
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from model import manifest
-from model.architecture import adapters, checkpoint
+from model.architecture import adapters, checkpoint, packed
 from model.architecture.assembly import Assistant, build
 from model.architecture.features import BUDGET_BYTES, Disk, FeatureSource
-from model.config import Precision, TrainSlice
-from model.data.collate import READING
+from model.config import Packing, Precision, TrainSlice
 from model.data.dataset import MAX_QUARANTINED, file_digests
 from model.data.images import MAX_PIXELS
-from model.data.loading import DataSet, Examples, PixelSource, Prompter, examples, open_dataset, plan
+from model.data.loading import DataSet, Examples, PixelSource, Plan, Prompter, Rules, check_rows, examples, open_dataset
+from model.data.pixels import READING
 from model.errors import ConfigError
 from model.recipe import key_content
-from model.training.loop import Settings, StepPlan, Training, train
+from model.training.loop import Settings, Training, train
 from model.training.objective import AnswerObjective
 from model.training.optimizer import warmup_steps
 from model.training.placing import device_of, place
@@ -129,15 +129,20 @@ def _assemble(
     """The assistant ready to learn, everything the loop moves, and the facts of the checkpoint to be."""
     stage = piece.stage
     assistant = _start(piece, inputs)
-    learned = _examples(piece, assistant, sources, reporter)
+    prompter = Prompter(assistant.tokenizer, stage.template or piece.model.template, piece.model.system, assistant.image_tokens)
+    learned = _examples(piece, prompter, sources, reporter)
     steps = _plan(piece, learned, ranks.world_size)
     assistant, groups = prepare(assistant, stage, piece.seed)
+    if stage.packing is not Packing.NONE:
+        packed.install(assistant.model.model.language_model, piece.model.context_tokens)
     sharing = place(assistant, groups, stage, device, ranks)
+    features = _features(assistant, learned, sources, piece, inputs, reporter)
+    objective = AnswerObjective(assistant, learned, features, stage.precision, stage.packing, everywhere=sharing.even)
+    _audit(objective, steps, ranks, prompter.end_token_id, reporter)
     # One stream of random numbers for each rank (dropout); its state travels in the checkpoints.
     torch.manual_seed(piece.seed * 1_000_003 + ranks.rank)
-    features = _features(assistant, learned, sources, piece, inputs, reporter)
     training = Training(
-        objective=AnswerObjective(assistant, learned, features, stage.precision, everywhere=sharing.even),
+        objective=objective,
         plan=steps,
         sharing=sharing,
         settings=Settings(stage.schedule, warmup_steps(len(steps), stage.warmup), stage.clip_norm, stage.checkpoint_every),
@@ -187,26 +192,36 @@ def _open(piece: TrainSlice, inputs: StageInputs) -> dict[str, DataSet]:
     }
 
 
-def _examples(piece: TrainSlice, assistant: Assistant, sources: Mapping[str, DataSet], reporter: Reporter) -> Examples:
-    template = piece.stage.template or piece.model.template
-    prompter = Prompter(assistant.tokenizer, template, piece.model.system, assistant.image_tokens)
-    learned = examples(piece.stage.data, sources, prompter, piece.model.context_tokens)
+def _examples(piece: TrainSlice, prompter: Prompter, sources: Mapping[str, DataSet], reporter: Reporter) -> Examples:
+    learned = examples(piece.stage.data, sources, prompter, piece.model.context_tokens, piece.stage.too_long)
     for name, count in learned.set_aside.items():
         if count:
             reporter.note(f"{name}: {count:,} records are longer than {piece.model.context_tokens} tokens and left out")
     return learned
 
 
-def _plan(piece: TrainSlice, learned: Examples, world_size: int) -> list[StepPlan]:
-    """All optimizer steps; of a last part of an epoch, as many as its share."""
+def _plan(piece: TrainSlice, learned: Examples, world_size: int) -> Plan:
+    """All optimizer steps."""
     stage = piece.stage
-    micro = stage.micro_batch_tokens or max(1, stage.batch_tokens // world_size)
-    steps: list[StepPlan] = []
-    for epoch in range(math.ceil(stage.epochs)):
-        whole = plan(learned.lengths, stage.batch_tokens, micro, world_size, piece.seed, epoch, learned.weights)
-        share = min(1.0, stage.epochs - epoch)
-        steps += [step.ranks for step in whole[: math.ceil(len(whole) * share)]]
-    return steps
+    if stage.packing is Packing.NONE:
+        micro = stage.micro_batch_tokens or max(1, stage.batch_tokens // world_size)
+    else:
+        # Not by the number of workers: rows, and so the order of samples, stay what they are when it changes.
+        micro = stage.micro_batch_tokens or stage.batch_tokens
+        check_rows(learned.metadata, learned.names, micro, stage.pack_images)
+    rules = Rules(stage.batch_tokens, micro, stage.packing, stage.pack_images)
+    return Plan(learned.metadata, rules, world_size, piece.seed, stage.epochs, learned.weights)
+
+
+def _audit(objective: AnswerObjective, steps: Plan, ranks: Ranks, end_token_id: int, reporter: Reporter) -> None:
+    """Look at the first batch before anything learns from it, and before the random numbers of the run begin."""
+    first = steps[0]
+    own = first[ranks.rank] or next(passes for passes in first if passes)
+    found = objective.audit(own[0], end_token_id)
+    reporter.note(
+        f"first batch: {found.text_share:.1%} of the loss on the assistant's text; a probed document is blind to "
+        f"{found.blind_positions} positions of its row"
+    )
 
 
 def _features(
@@ -218,8 +233,8 @@ def _features(
     reporter: Reporter,
 ) -> FeatureSource:
     """What the tower sees, computed once where that saves something."""
-    shown = [path for example in learned for path in example.images]
-    again = len(shown) * piece.stage.epochs > len(set(shown))
+    alone = piece.stage.packing is not Packing.SHARED_IMAGE and len(np.unique(learned.metadata.group)) < len(learned)
+    again = piece.stage.epochs > 1 or alone
     return FeatureSource(
         assistant,
         PixelSource(assistant.image_processor, cache_bytes=0, max_pixels=inputs.max_image_pixels),

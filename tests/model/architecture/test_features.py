@@ -13,7 +13,7 @@ from PIL import Image
 from model.architecture.assembly import Assistant, build
 from model.architecture.features import Disk, FeatureSource, tower_key
 from model.architecture.joint import encode
-from model.data.collate import READING, PixelSource
+from model.data.pixels import READING, PixelSource
 from model.errors import DataError
 from model.manifest import sha256_file
 from tests.model.tiny_bases import IMAGE_SIZE, IMAGE_TOKENS, WIDTH, model_settings

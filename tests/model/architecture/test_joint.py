@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from model.architecture.assembly import Assistant, build
-from model.architecture.joint import check_joint, encode, supervised_logits
+from model.architecture.joint import check_joint, embed, encode, read
 from model.batch import IGNORE, Batch
 from model.errors import DataError
 from tests.model.tiny_bases import IMAGE_SIZE, IMAGE_TOKENS, model_settings
@@ -25,12 +25,25 @@ def batch_of(assistant: Assistant, placeholders: tuple[int, ...], images: tuple[
     longest = max(map(len, rows))
     ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
     mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
-    labels = torch.full_like(ids, IGNORE)
-    for index, row in enumerate(rows):
-        labels[index, len(row) - 2 : len(row)] = ids[index, len(row) - 2 : len(row)]
+    ends = [index * longest + len(row) for index, row in enumerate(rows)]
+    places = torch.tensor([place for end in ends for place in (end - 2, end - 1)])
     torch.manual_seed(0)
     pixels = torch.randn(sum(images), 3, IMAGE_SIZE, IMAGE_SIZE)
-    return Batch(ids, mask, labels, pixels, tuple(f"record-{n}" for n in range(len(rows))), images)
+    names = tuple(f"record-{n}" for n in range(len(rows)))
+    return Batch(ids, mask, places - 1, ids.flatten()[places], pixels, names, images)
+
+
+def labels_of(batch: Batch) -> torch.Tensor:
+    """As transformers wants them."""
+    labels = torch.full_like(batch.input_ids, IGNORE)
+    labels.view(-1)[batch.sources + 1] = batch.targets
+    return labels
+
+
+def logits_of(assistant: Assistant, batch: Batch, everywhere: bool = False) -> torch.Tensor:
+    features = encode(assistant.model, batch.pixel_values)
+    states = read(assistant.model, batch, embed(assistant.model, batch, features, everywhere))
+    return assistant.model.lm_head(states[batch.sources])
 
 
 def test_a_mismatch_that_cancels_in_the_batch_is_refused(assistant: Assistant) -> None:
@@ -54,10 +67,10 @@ def test_images_that_no_record_names_are_refused(assistant: Assistant) -> None:
 @pytest.mark.parametrize("images", [(1, 0, 2), (0, 0, 0)], ids=["images", "text alone"])
 def test_the_loss_is_that_of_transformers_with_its_mask(assistant: Assistant, images: tuple[int, ...]) -> None:
     batch = batch_of(assistant, tuple(count * IMAGE_TOKENS for count in images), images)
-    logits, targets = supervised_logits(assistant.model, batch, encode(assistant.model, batch.pixel_values))
+    logits, targets = logits_of(assistant, batch), batch.targets
     pixels = batch.pixel_values if sum(images) else None
     theirs = assistant.model(
-        input_ids=batch.input_ids, attention_mask=batch.attention_mask, pixel_values=pixels, labels=batch.labels
+        input_ids=batch.input_ids, attention_mask=batch.attention_mask, pixel_values=pixels, labels=labels_of(batch)
     )
     assert len(targets) == batch.num_targets == 6
     # Measured 1e-7; a placeholder or a padded position in the loss would move it by more than 1e-3.
@@ -66,9 +79,7 @@ def test_the_loss_is_that_of_transformers_with_its_mask(assistant: Assistant, im
 
 def test_text_alone_can_run_through_the_connector_without_changing_anything(assistant: Assistant) -> None:
     batch = batch_of(assistant, (0, 0), (0, 0))
-    features = encode(assistant.model, batch.pixel_values)
-    plain, _ = supervised_logits(assistant.model, batch, features)
-    everywhere, _ = supervised_logits(assistant.model, batch, features, everywhere=True)
+    plain, everywhere = (logits_of(assistant, batch, flag) for flag in (False, True))
     assert torch.equal(plain, everywhere)
     weight = assistant.connector.linear_1.weight.requires_grad_(True)
     (gradient,) = torch.autograd.grad(everywhere.sum(), weight)
@@ -81,8 +92,7 @@ def test_no_graph_is_built_through_the_tower(assistant: Assistant) -> None:
     features = encode(assistant.model, batch.pixel_values)
     assert features.grad_fn is None
     assert not features.requires_grad
-    logits, _ = supervised_logits(assistant.model, batch, features)
-    logits.sum().backward()
+    logits_of(assistant, batch).sum().backward()
     assert all(weight.grad is None for weight in assistant.model.model.vision_tower.parameters())
     assert assistant.connector.linear_1.weight.grad is not None
     assistant.model.zero_grad()

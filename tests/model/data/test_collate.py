@@ -10,10 +10,11 @@ import torch
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
-from model.batch import IGNORE
-from model.data.collate import PixelSource, collate
+from model.batch import IGNORE, Document
+from model.data.collate import collate, packed
 from model.data.examples import Example
-from model.errors import DataError, MissingInputError
+from model.data.pixels import PixelSource
+from model.errors import DataError, InternalError, MissingInputError
 
 BYTES_OF_ONE = 3 * 8 * 8 * 4
 
@@ -39,10 +40,50 @@ def test_padding_stands_on_the_right_and_counts_for_nothing(processor: CLIPImage
     batch = collate([example("a", [5, 6, 7], 1), example("b", [8], 1)], PixelSource(processor))
     assert batch.input_ids.tolist() == [[5, 6, 7], [8, 7, 7]]
     assert batch.attention_mask.tolist() == [[1, 1, 1], [1, 0, 0]]
-    assert batch.labels.tolist() == [[IGNORE, 6, 7], [IGNORE, IGNORE, IGNORE]]
+    assert (batch.sources.tolist(), batch.targets.tolist()) == ([0, 1], [6, 7])
     assert batch.record_ids == ("a", "b")
     assert (batch.num_tokens, batch.num_targets) == (4, 2)
-    assert {batch.input_ids.dtype, batch.labels.dtype, batch.attention_mask.dtype} == {torch.int64}
+    assert {batch.input_ids.dtype, batch.sources.dtype, batch.targets.dtype, batch.attention_mask.dtype} == {torch.int64}
+
+
+def test_examples_that_share_an_image_become_a_trunk_with_branches(paths: list[Path]) -> None:
+    first, second, third = (
+        Example(name, np.array(ids), np.array(labels), images, trunk)
+        for name, ids, labels, images, trunk in (
+            ("a", [1, 9, 9, 4, 5], [IGNORE, IGNORE, IGNORE, 4, 5], (paths[0],), 3),
+            ("b", [1, 9, 9, 6, 7, 8], [IGNORE, IGNORE, IGNORE, IGNORE, 7, 8], (paths[0],), 3),
+            ("c", [1, 2, 3], [IGNORE, 2, 3], (), 0),
+        )
+    )
+    batch = packed([[first, second], [third]], lambda found: torch.zeros(len(found), 2, 2))
+    assert batch.input_ids.tolist() == [[1, 9, 9, 4, 5, 6, 7, 8, 1, 2, 3]]
+    assert batch.documents == (Document(0, 3, (2, 3)), Document(8, 3))
+    assert batch.positions is not None
+    assert batch.positions.tolist() == [[0, 1, 2, 3, 4, 3, 4, 5, 0, 1, 2]]
+    # The first token of the first branch is predicted from the end of the trunk, and no target from another example's token.
+    assert list(zip(batch.sources.tolist(), batch.targets.tolist(), strict=True)) == [
+        (2, 4),
+        (3, 5),
+        (5, 7),
+        (6, 8),
+        (8, 2),
+        (9, 3),
+    ]
+    assert (batch.image_counts, batch.record_ids, len(batch.pixel_values)) == ((1, 0), ("a", "c"), 1)
+
+
+@pytest.mark.parametrize("change", ["another image", "another beginning", "a target in the beginning"])
+def test_examples_that_do_not_begin_alike_are_never_packed_as_one(paths: list[Path], change: str) -> None:
+    ids, labels, images = np.array([1, 9, 9, 4, 5]), np.array([IGNORE] * 3 + [4, 5]), (paths[0],)
+    first = Example("a", ids, labels, images, 3)
+    if change == "another image":
+        images = (paths[1],)
+    elif change == "another beginning":
+        ids = np.array([2, 9, 9, 4, 5])
+    else:
+        labels = np.array([IGNORE, 9, 9, 4, 5])
+    with pytest.raises(InternalError, match="'a' and 'b' do not share"):
+        packed([[first, Example("b", ids, labels, images, 3)]], lambda found: torch.zeros(len(found)))
 
 
 def test_images_come_in_order_of_appearance(processor: CLIPImageProcessorPil, paths: list[Path]) -> None:

@@ -3,15 +3,62 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.data.sampling import Step, plan
+from model.config import Packing
+from model.data.packing import Metadata
+from model.data.sampling import Plan, Rules, packed_tokens
 
 LENGTHS = np.random.default_rng(3).integers(20, 200, 2000).tolist()
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of a plan, with the examples that it holds whatever the order."""
+
+    ranks: tuple[tuple[tuple[int, ...], ...], ...]
+
+    @property
+    def examples(self) -> tuple[int, ...]:
+        return tuple(sorted(index for rank in self.ranks for micro in rank for index in micro))
+
+
+def alone(lengths: Sequence[int]) -> Metadata:
+    """Examples without images."""
+    return Metadata(np.array(lengths, np.int64), *np.zeros((2, len(lengths)), np.int64), np.arange(len(lengths)))
+
+
+def questions(images: int, each: int, seed: int = 0) -> Metadata:
+    """`each` questions of 20 to 60 tokens about every image of 100."""
+    rests = np.random.default_rng(seed).integers(20, 60, images * each)
+    ones = np.ones(images * each, np.int64)
+    return Metadata(rests + 100, ones, 100 * ones, np.repeat(np.arange(images), each))
+
+
+def steps_of(metadata: Metadata, rules: Rules, world_size: int = 1, epoch: int = 0, seed: int = 0) -> list[Step]:
+    before = len(Plan(metadata, rules, world_size, seed, epoch))
+    return [Step(ranks) for ranks in Plan(metadata, rules, world_size, seed, epoch + 1)[before:]]
+
+
+def plan(
+    lengths: Sequence[int],
+    batch_tokens: int,
+    micro_batch_tokens: int,
+    world_size: int,
+    seed: int,
+    epoch: int,
+    weights: Sequence[float] | None = None,
+) -> list[Step]:
+    """The steps of one epoch, without packing."""
+    rules, metadata = Rules(batch_tokens, micro_batch_tokens), alone(lengths)
+    before = len(Plan(metadata, rules, world_size, seed, epoch, weights))
+    return [Step(ranks) for ranks in Plan(metadata, rules, world_size, seed, epoch + 1, weights)[before:]]
 
 
 def shown(steps: list[Step]) -> Counter[int]:
@@ -30,9 +77,9 @@ def test_an_epoch_shows_every_example_once_and_keeps_the_last_partial_step() -> 
 
 @pytest.mark.parametrize("world_size", [2, 3, 4, 8])
 def test_a_step_holds_the_same_examples_on_any_number_of_workers(world_size: int) -> None:
-    alone = plan(LENGTHS, 4000, 4000, 1, seed=0, epoch=0)
+    single = plan(LENGTHS, 4000, 4000, 1, seed=0, epoch=0)
     together = plan(LENGTHS, 4000, 4000 // world_size, world_size, seed=0, epoch=0)
-    assert [step.examples for step in alone] == [step.examples for step in together]
+    assert [step.examples for step in single] == [step.examples for step in together]
     assert {len(step.ranks) for step in together} == {world_size}
 
 
@@ -128,3 +175,68 @@ def test_any_plan_is_whole_even_and_independent_of_the_workers(
         assert all(micro for rank in step.ranks for micro in rank)
         if len(set(counts)) > 1:
             assert all(len(micro) == 1 for rank in step.ranks for micro in rank)
+
+
+PACKED = [Packing.ROWS, Packing.SHARED_IMAGE]
+
+
+@pytest.mark.parametrize("packing", PACKED)
+def test_packed_epochs_show_every_example_once_in_rows_within_the_budgets(packing: Packing) -> None:
+    metadata = questions(60, 7)
+    steps = steps_of(metadata, Rules(8192, 2048, packing, pack_images=9))
+    assert shown(steps) == Counter(range(420))
+    rows = [row for step in steps for rank in step.ranks for row in rank]
+    assert all(packed_tokens(row, metadata, packing) <= 2048 for row in rows)
+    assert all(len(step.ranks[0]) == 4 for step in steps[:-1])
+    images = [len(set(metadata.group[list(row)])) if packing is Packing.SHARED_IMAGE else len(row) for row in rows]
+    assert max(images) <= 9
+
+
+@pytest.mark.parametrize("packing", PACKED)
+@pytest.mark.parametrize("world_size", [2, 3, 5])
+def test_packed_steps_hold_the_same_examples_on_any_number_of_workers(packing: Packing, world_size: int) -> None:
+    metadata, rules = questions(30, 7), Rules(4096, 2048, packing)
+    one, many = steps_of(metadata, rules), steps_of(metadata, rules, world_size)
+    assert [step.examples for step in one] == [step.examples for step in many]
+    assert all(len({len(rank) for rank in step.ranks}) == 1 for step in many[:-1])
+
+
+@pytest.mark.parametrize("packing", PACKED)
+def test_packed_plans_depend_on_seed_and_epoch(packing: Packing) -> None:
+    metadata, rules = questions(30, 7), Rules(4096, 2048, packing)
+    first = steps_of(metadata, rules)
+    assert first == steps_of(metadata, rules)
+    assert first != steps_of(metadata, rules, seed=1)
+    assert first != steps_of(metadata, rules, epoch=1)
+
+
+def test_questions_of_an_image_share_it() -> None:
+    metadata = questions(40, 11)
+    rows = [row for step in steps_of(metadata, Rules(4096, 4096, Packing.SHARED_IMAGE)) for row in step.ranks[0]]
+    computed = sum(packed_tokens(row, metadata, Packing.SHARED_IMAGE) for row in rows)
+    assert computed == 40 * 100 + int((metadata.tokens - 100).sum())
+    assert metadata.tokens.sum() / computed > 2.5  # (100 + 40) / (100 / 11 + 40)
+
+
+def test_a_group_longer_than_a_row_becomes_several_documents() -> None:
+    metadata = questions(3, 50)
+    rows = [row for step in steps_of(metadata, Rules(512, 512, Packing.SHARED_IMAGE)) for row in step.ranks[0]]
+    assert all(packed_tokens(row, metadata, Packing.SHARED_IMAGE) <= 512 for row in rows)
+    assert sorted(index for row in rows for index in row) == list(range(150))
+
+
+def test_step_n_is_had_without_the_steps_before_it() -> None:
+    metadata, rules = questions(200, 5), Rules(2048, 1024, Packing.SHARED_IMAGE)
+    whole = Plan(metadata, rules, 1, 0, 2.5)
+    listed = list(whole)
+    assert whole[len(whole) - 1] == listed[-1]
+    assert whole[-1] == listed[-1]
+    with pytest.raises(IndexError):
+        whole[len(whole)]
+
+
+def test_an_image_counts_when_rows_are_dealt_out() -> None:
+    """Two rows of text and two of images: no worker gets both of the same kind."""
+    metadata = Metadata(np.array([100] * 4), np.array([1, 1, 0, 0]), np.array([90, 90, 0, 0]), np.arange(4))
+    (step,) = steps_of(metadata, Rules(400, 100, Packing.ROWS), world_size=2)
+    assert [sum(int(metadata.images[index]) for (index,) in rank) for rank in step.ranks] == [1, 1]

@@ -12,8 +12,8 @@ import torch
 from model.architecture.assembly import Assistant, build
 from model.architecture.joint import encode
 from model.config import Template
-from model.data.collate import PixelSource
 from model.data.dataset import DataSet
+from model.data.pixels import PixelSource
 from model.data.records import Record, Role, Turn
 from model.data.templates import Prompter
 from model.errors import ConfigError, DataError, DivergedError
