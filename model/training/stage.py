@@ -34,7 +34,7 @@ from model.recipe import key_content
 from model.training.loop import Settings, Training, train
 from model.training.objective import AnswerObjective
 from model.training.optimizer import warmup_steps
-from model.training.placing import device_of, place
+from model.training.placing import device_of, place, spare
 from model.training.ranks import Ranks, ending_together
 from model.training.reporter import Reporter, SilentReporter
 from model.training.resume import Store, differences
@@ -135,6 +135,7 @@ def _assemble(
     assistant, groups = prepare(assistant, stage, piece.seed)
     if stage.packing is not Packing.NONE:
         packed.install(assistant.model.model.language_model, piece.model.context_tokens)
+    reporter.note(f"memory: {spare(assistant, piece, device, ranks)}")
     sharing = place(assistant, groups, stage, device, ranks)
     features = _features(assistant, learned, sources, piece, inputs, reporter)
     objective = AnswerObjective(assistant, learned, features, stage.precision, stage.packing, everywhere=sharing.even)
