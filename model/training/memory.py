@@ -15,7 +15,7 @@ T tokens of a pass, W width, I width of the MLP, K width of keys or values, R ra
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from model.config import Lora, Memory, Model, Packing, Part, Precision, Stage, Strategy
@@ -126,8 +126,8 @@ class Choice:
         what = {0: "keeps everything", self.blocks: f"computes all {self.blocks} blocks again"}.get(
             self.recomputed, f"computes {self.recomputed} of {self.blocks} blocks again"
         )
-        why = f" (all kept: {_gib(self.kept_bytes)})" if self.recomputed else ""
-        return f"{what}: about {_gib(self.needed_bytes)} of {_gib(self.budget_bytes)}{why}"
+        why = f" (all kept: {gib(self.kept_bytes)})" if self.recomputed else ""
+        return f"{what}: about {gib(self.needed_bytes)} of {gib(self.budget_bytes)}{why}"
 
 
 def shapes_of(language: Mapping[str, Any], tower: Mapping[str, Any]) -> Shapes:
@@ -206,8 +206,8 @@ def choose(shapes: Shapes, model: Model, stage: Stage, workers: int, budget_byte
     recomputed = {Memory.KEEP: 0, Memory.RECOMPUTE: found.blocks}.get(stage.memory, _fewest(found, budget_bytes))
     if recomputed is None:
         raise ConfigError(
-            f"the stage takes about {_gib(found.total(found.blocks))} on each of {workers} workers even if all {found.blocks} blocks "
-            f"are computed again; a worker has {_gib(budget_bytes)} ({_parts(found)})",
+            f"the stage takes about {gib(found.total(found.blocks))} on each of {workers} workers even if all {found.blocks} blocks "
+            f"are computed again; a worker has {gib(budget_bytes)} ({_parts(found)})",
             _way_out(shapes, model, stage, workers, budget_bytes),
         )
     return Choice(recomputed, found.blocks, found.total(recomputed), found.total(0), budget_bytes)
@@ -223,7 +223,7 @@ def _tokens(model: Model, stage: Stage, workers: int) -> int:
 
 def _kept(shapes: Shapes, stage: Stage, tokens: int, size: int) -> int:
     """Bytes that a block's operations save for their backward passes."""
-    width, mlp, keys, queries = shapes.width, shapes.mlp, shapes.keys, shapes.queries
+    width, mlp, queries = shapes.width, shapes.mlp, shapes.queries
     # Both norms compute in float32: their input, and in another format a copy of it.
     norms = 2 * width * (FLOAT32 + (size if size != FLOAT32 else 0))
     # The kernel keeps queries, keys and values as it got them (keys and values for every head), its result, and one number a head.
@@ -285,8 +285,9 @@ def _parts(found: Estimate) -> str:
         "tower": found.tower,
         "a block's activations": found.kept_block,
     }
-    return ", ".join(f"{name} {_gib(size)}" for name, size in held.items())
+    return ", ".join(f"{name} {gib(size)}" for name, size in held.items())
 
 
-def _gib(size: int) -> str:
+def gib(size: int) -> str:
+    """Bytes for people."""
     return f"{size / 2**30:.2f} GiB"

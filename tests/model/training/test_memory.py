@@ -131,14 +131,14 @@ def test_computing_again_ends_with_the_same_bytes_with_dropout_and_packing(
     assert passes[0] < passes[1] < passes[2], "one block ran twice, then both did"
 
 
-def test_dropout_that_is_drawn_anew_would_be_seen(
-    inputs: StageInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_dropout_that_is_drawn_anew_would_be_seen(inputs: StageInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     careless = placing.partial
     for keywords in ({}, {"preserve_rng_state": False}):
         monkeypatch.setattr(placing, "partial", lambda act, keywords=keywords, **given: careless(act, **given, **keywords))
         wanted = piece("instruct", epochs=0.2, memory="recompute")
-        found.append(run_stage(wanted, dataclasses.replace(inputs), tmp_path / "work", tmp_path / str(len(found)), ListReporter()))
+        found.append(
+            run_stage(wanted, dataclasses.replace(inputs), tmp_path / "work", tmp_path / str(len(found)), ListReporter())
+        )
     assert found[0].digest != found[1].digest
     assert torch.is_grad_enabled()
