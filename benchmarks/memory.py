@@ -36,8 +36,9 @@ def _child(shape: dict[str, Any]) -> dict[str, float]:
     import torch
 
     from model.architecture import packed
-    from model.architecture.joint import embed, read
     from model.architecture.head import loss_sum
+    from model.architecture.joint import embed, read
+    from model.config import Resources
     from model.training import memory
     from model.training.optimizer import Optimizer
     from model.training.placing import recompute
@@ -59,7 +60,7 @@ def _child(shape: dict[str, Any]) -> dict[str, float]:
         optimizer.apply(1.0)
     shapes = memory.shapes_of(assistant.model.config.text_config.to_dict(), assistant.model.config.vision_config.to_dict())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    guess = memory.estimate(shapes, model, stage, 1).total(shape["recomputed"]) / memory.MIB
+    guess = memory.estimate(shapes, model, stage, Resources()).total(shape["recomputed"]) / memory.MIB
     return {
         "estimated_mib": guess,
         "peak_mib": peak,
@@ -103,7 +104,8 @@ def _assistant(model: Any, folder: Path) -> Any:
     words = {"<image>": 0, "<pad>": 1, "<end>": 2}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, "<pad>")), pad_token="<pad>")
     tokenizer.save_pretrained(str(folder))
-    named = model.model_copy(update={"language": model.language.model_copy(update={"config": {**model.language.config, "tokenizer": str(folder)}})})
+    language = {**model.language.config, "tokenizer": str(folder)}
+    named = model.model_copy(update={"language": model.language.model_copy(update={"config": language})})
     return build(named, {}, seed=0)
 
 

@@ -46,10 +46,10 @@ def explain(piece: TrainSlice, material: Reference | None, store: Path) -> Plann
     if language is None or tower is None:
         return PlannedMemory(LATER)
     try:
-        shapes, workers = memory.shapes_of(language, tower), piece.resources.workers
-        if piece.resources.gpus_per_worker:
-            return _on_gpu(memory.estimate(shapes, piece.model, piece.stage, workers), piece.stage.memory)
-        choice = memory.choose(shapes, piece.model, piece.stage, workers, int(piece.resources.memory_gib * 2**30))
+        shapes, resources = memory.shapes_of(language, tower), piece.resources
+        if resources.gpus_per_worker:
+            return _on_gpu(memory.estimate(shapes, piece.model, piece.stage, resources), piece.stage.memory)
+        choice = memory.choose(shapes, piece.model, piece.stage, resources, int(resources.memory_gib * 2**30))
     except ConfigError as error:
         return PlannedMemory(f"would be refused: {error.message}; {error.hint}")
     return PlannedMemory(

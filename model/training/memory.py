@@ -18,12 +18,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from model.config import Lora, Memory, Model, Packing, Part, Precision, Stage, Strategy
+from model.config import Lora, Memory, Model, Packing, Part, Precision, Resources, Stage, Strategy
 from model.errors import ConfigError
 
 MIB = 2**20
-PROCESS_BYTES = 700 * MIB
+PROCESS_BYTES = 450 * MIB
 """Of a worker before any weight: Python, torch, transformers and peft; on a GPU, what CUDA takes for itself."""
+HEAP_SHARE, HEAP_BLOCKS = 1.4, 6.5
+"""What glibc's heap adds on a CPU, measured: to what is kept, and for the many short-lived tensors of a pass, in blocks. Kept and
+short-lived tensors lie mixed, so a third to a half of the heap is holes. Giving each tensor a mapping of its own avoids the holes and
+costs 40 % more processor time (benchmarks/LOG.md)."""
+POOL_SHARE, POOL_BLOCKS = 1.1, 1.0
+"""The same for the pool of a GPU, where one block is whole while it is computed again."""
 FEATURES_BYTES = 512 * MIB
 """Most that a worker keeps of the tower's features (`model.architecture.features.BUDGET_BYTES`)."""
 HEAD_BYTES = 64 * MIB
@@ -94,20 +100,20 @@ class Estimate:
     process: int
     head: int
     passing: int
-    """What a block's backward pass needs beside what was kept."""
+    """What comes and goes while a pass runs."""
     kept_block: int
     """Kept for the backward pass of a block."""
     recomputed_block: int
     """Kept of a block that is computed again: its input."""
+    share: float
+    """What the allocator takes for a byte that is kept."""
     blocks: int
 
     def total(self, recomputed: int) -> int:
-        """Peak with so many blocks computed again; one of them is whole at a time."""
+        """Peak with so many blocks computed again."""
         fixed = self.weights + self.gradients + self.moments + self.tower + self.process
-        whole = self.kept_block if recomputed else 0
-        kept = (self.blocks - recomputed) * self.kept_block + recomputed * self.recomputed_block + whole
-        # While the last blocks' kept tensors are there, no other block is computed again; both never meet at full size.
-        return fixed + self.head + self.passing + min(kept, self.blocks * self.kept_block)
+        kept = (self.blocks - recomputed) * self.kept_block + recomputed * self.recomputed_block
+        return fixed + self.head + self.passing + int(self.share * kept)
 
 
 @dataclass(frozen=True)
@@ -163,8 +169,9 @@ def shapes_of(language: Mapping[str, Any], tower: Mapping[str, Any]) -> Shapes:
         ) from None
 
 
-def estimate(shapes: Shapes, model: Model, stage: Stage, workers: int) -> Estimate:
-    """Bytes of one of `workers` workers in a step of `stage`."""
+def estimate(shapes: Shapes, model: Model, stage: Stage, resources: Resources) -> Estimate:
+    """Bytes of one worker in a step of `stage`."""
+    workers, gpu = resources.workers, resources.gpus_per_worker > 0
     size = 2 if stage.precision is Precision.BFLOAT16 else FLOAT32
     base = shapes.blocks * shapes.block_values + shapes.vocabulary * shapes.width * (1 if shapes.tied else 2)
     lora = shapes.lora_values(stage.lora) if stage.lora is not None else 0
@@ -182,33 +189,34 @@ def estimate(shapes: Shapes, model: Model, stage: Stage, workers: int) -> Estima
         tower=shapes.tower_values * size + min(FEATURES_BYTES, 64 * shapes.image_tokens * shapes.tower_width * size),
         process=PROCESS_BYTES,
         head=HEAD_BYTES + 2 * tokens * shapes.width * size,
-        passing=tokens * (3 * shapes.mlp + 3 * shapes.width) * size,
+        passing=tokens * 3 * (shapes.mlp + shapes.width) * size + int((POOL_BLOCKS if gpu else HEAP_BLOCKS) * kept),
         kept_block=kept,
         recomputed_block=tokens * shapes.width * size,
+        share=POOL_SHARE if gpu else HEAP_SHARE,
         blocks=shapes.blocks,
     )
 
 
-def choose(shapes: Shapes, model: Model, stage: Stage, workers: int, budget_bytes: int) -> Choice:
+def choose(shapes: Shapes, model: Model, stage: Stage, resources: Resources, budget_bytes: int) -> Choice:
     """What `stage` keeps and what it computes again.
 
     Args:
         shapes: Of the network.
         model: Recipe part.
         stage: Recipe part; its `memory` may have decided already.
-        workers: Of the stage.
+        resources: The workers.
         budget_bytes: Memory of one worker.
 
     Raises:
         ConfigError: With `memory: auto`, it does not fit even if every block is computed again. The letter says what would.
     """
-    found = estimate(shapes, model, stage, workers)
+    found = estimate(shapes, model, stage, resources)
     recomputed = {Memory.KEEP: 0, Memory.RECOMPUTE: found.blocks}.get(stage.memory, _fewest(found, budget_bytes))
     if recomputed is None:
         raise ConfigError(
-            f"the stage takes about {gib(found.total(found.blocks))} on each of {workers} workers even if all {found.blocks} blocks "
-            f"are computed again; a worker has {gib(budget_bytes)} ({_parts(found)})",
-            _way_out(shapes, model, stage, workers, budget_bytes),
+            f"the stage takes about {gib(found.total(found.blocks))} on each of {resources.workers} workers even if all "
+            f"{found.blocks} blocks are computed again; a worker has {gib(budget_bytes)} ({_parts(found)})",
+            _way_out(shapes, model, stage, resources, budget_bytes),
         )
     return Choice(recomputed, found.blocks, found.total(recomputed), found.total(0), budget_bytes)
 
@@ -257,8 +265,12 @@ def _fewest(found: Estimate, budget_bytes: int) -> int | None:
     return next((count for count in range(found.blocks + 1) if found.total(count) <= budget_bytes), None)
 
 
-def _way_out(shapes: Shapes, model: Model, stage: Stage, workers: int, budget_bytes: int) -> str:
-    ways = [f"set {what}" for what, other, count in _others(stage, workers) if _fits(shapes, model, other, count, budget_bytes)]
+def _way_out(shapes: Shapes, model: Model, stage: Stage, resources: Resources, budget_bytes: int) -> str:
+    def fits(other: Stage, workers: int) -> bool:
+        asked = resources.model_copy(update={"workers": workers})
+        return _fewest(estimate(shapes, model, other, asked), budget_bytes) is not None
+
+    ways = [f"set {what}" for what, other, workers in _others(stage, resources.workers) if fits(other, workers)]
     return "; or ".join(ways[:3]) or "take a smaller language model, or workers with more memory"
 
 
@@ -272,10 +284,6 @@ def _others(stage: Stage, workers: int) -> Iterator[tuple[str, Stage, int]]:
         for count in WORKERS_TRIED:
             if count >= workers:
                 yield f"strategy={strategy} with {count} workers", stage.model_copy(update={"strategy": strategy}), count
-
-
-def _fits(shapes: Shapes, model: Model, stage: Stage, workers: int, budget_bytes: int) -> bool:
-    return _fewest(estimate(shapes, model, stage, workers), budget_bytes) is not None
 
 
 def _parts(found: Estimate) -> str:

@@ -65,7 +65,8 @@ def spare(assistant: Assistant, piece: TrainSlice, device: torch.device, ranks: 
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else int(piece.resources.memory_gib * 2**30)
     budget = min(int(each) for each in ranks.gather(torch.tensor([free])))
     shapes = memory.shapes_of(network.config.text_config.to_dict(), network.config.vision_config.to_dict())
-    choice = memory.choose(shapes, piece.model, piece.stage, ranks.world_size, budget)
+    resources = piece.resources.model_copy(update={"workers": ranks.world_size})
+    choice = memory.choose(shapes, piece.model, piece.stage, resources, budget)
     recompute(assistant, choice.recomputed)
     return choice
 

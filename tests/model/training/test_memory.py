@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from model.config import Memory, Model, Stage
+from model.config import Memory, Model, Resources, Stage
 from model.errors import ConfigError
 from model.training import memory, placing
 from model.training.reporter import ListReporter
@@ -18,6 +18,7 @@ from tests.model.tiny_bases import model_settings
 from tests.model.tiny_stages import piece
 
 GIB = 2**30
+GPU = Resources(gpus_per_worker=1)
 LLAMA_8B = {
     "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
     "num_key_value_heads": 8, "vocab_size": 128_256, "tie_word_embeddings": False,
@@ -45,7 +46,9 @@ def settings(**changes: Any) -> Model:
 
 def chosen(budget_gib: float, workers: int = 1, **changes: Any) -> memory.Choice:
     shapes = memory.shapes_of(LLAMA_8B, CLIP_L)
-    return memory.choose(shapes, settings(), stage(**changes), workers, int(budget_gib * GIB))
+    return memory.choose(
+        shapes, settings(), stage(**changes), Resources(workers=workers, gpus_per_worker=1), int(budget_gib * GIB)
+    )
 
 
 def test_the_weights_of_a_known_model_are_counted_right() -> None:
@@ -53,7 +56,7 @@ def test_the_weights_of_a_known_model_are_counted_right() -> None:
     values = shapes.blocks * shapes.block_values + 2 * shapes.vocabulary * shapes.width
     assert values == 8_030_261_248 - 4096  # Llama-3-8B, without the last norm
     assert 303e6 < shapes.tower_values < 305e6
-    found = memory.estimate(shapes, settings(), stage(), 1)
+    found = memory.estimate(shapes, settings(), stage(), GPU)
     assert found.weights / GIB == pytest.approx(15.6, abs=0.2)
     assert found.moments == 2 * found.gradients
 
@@ -68,7 +71,7 @@ def test_no_more_blocks_than_needed_are_computed_again() -> None:
     assert counts == sorted(counts)
     assert 0 < counts[0] < counts[-1] <= 32
     shapes = memory.shapes_of(LLAMA_8B, CLIP_L)
-    each = memory.estimate(shapes, settings(), stage(), 1)
+    each = memory.estimate(shapes, settings(), stage(), GPU)
     for choice in found:
         assert choice.needed_bytes <= choice.budget_bytes < each.total(choice.recomputed - 1)
 
