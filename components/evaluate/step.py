@@ -85,8 +85,18 @@ def _produce(work: Work) -> None:
     assistant = checkpoints.load(subject.folder, bases, merge=True)
     audit = Audit(**inputs.audit(work.inputs["data"], _names(wanted)))
     cache = Disk(work.settings.feature_cache, work.settings.feature_cache_bytes)
+    exported = store / "exports" / subject.digest
     evaluate(
-        wanted, assistant, subject.digest, asked, work.final, progress=progress, verify=False, audit=audit, feature_cache=cache
+        wanted,
+        assistant,
+        subject.digest,
+        asked,
+        work.final,
+        progress=progress,
+        verify=False,
+        audit=audit,
+        export=exported if (exported / manifest.FILE_NAME).is_file() else None,
+        feature_cache=cache,
     )
 
 

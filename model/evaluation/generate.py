@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
@@ -31,6 +32,15 @@ Features = Callable[[Sequence[str]], torch.Tensor]
 """Names of N images, as records have them -> what the tower gives for them (N, P, D)."""
 Progress = Callable[[int, int, str], None]
 """done, total, unit."""
+
+
+class Engine(Protocol):
+    """What answers a batch: `SharedPrefix`, or `VllmEngine`."""
+
+    def answer(self, questions: Sequence[Question], features: Mapping[str, torch.Tensor]) -> list[list[int]]:
+        """New token ids of each question, up to and with the end token; features: image -> embeddings (P, width)."""
+
+
 BLIND = "blind"
 """Name of the image that stands for every image in the blind control."""
 
@@ -57,6 +67,7 @@ def answer_all(
     max_new_tokens: int,
     progress: Progress | None = None,
     worded: Callable[[str], str] = str,
+    engine: Engine | None = None,
 ) -> list[Prediction]:
     """Ask the first question of every record, each on its own, and return the answers in the order of the records.
 
@@ -68,6 +79,7 @@ def answer_all(
         max_new_tokens: Longest answer in tokens.
         progress: Called with (questions done, all, "questions") after each batch.
         worded: Wording around the question (`BenchmarkFile.worded`).
+        engine: What answers; without one, the assistant itself.
 
     Raises:
         DataError: A question cannot be rendered. ConfigError: The template cannot ask a question.
@@ -84,7 +96,7 @@ def answer_all(
         for index in asked[question]
     }
     assistant.model.eval()
-    engine = SharedPrefix(assistant, prompter.end_token_id, prompter.pad_token_id, max_new_tokens)
+    engine = engine or SharedPrefix(assistant, prompter.end_token_id, prompter.pad_token_id, max_new_tokens)
     seen: dict[str, torch.Tensor] = {}
     for batch in batches((question for question in asked if question.num_tokens <= room), batch_size):
         seen = _see(assistant, batch, features, seen)
