@@ -102,6 +102,11 @@ class Stage(Strict):
     """Optimizer steps between checkpoints."""
     guard: Guard = Guard()
 
+    @property
+    def row_tokens(self) -> int:
+        """Tokens of a packed row."""
+        return self.micro_batch_tokens or self.batch_tokens
+
     @model_validator(mode="after")
     def _consistent(self) -> Stage:
         learns_lora = Part.LANGUAGE_LORA in self.trainable
