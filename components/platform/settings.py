@@ -11,6 +11,7 @@
 | BIOVLM_EVENTS | the event log of that run | `runs/<run id>/events.jsonl` |
 | BIOVLM_RAY | a file with the address of the run's Ray; without it a step starts its own | none |
 | BIOVLM_MIRRORED | `1`: another process of the run copies events to MLflow; else each step does it when it ends | `0` |
+| BIOVLM_CHECKPOINTS | `s3://BUCKET/PREFIX` for checkpoints of unfinished stages: any node goes on from there | in `home` |
 | BIOVLM_FEATURE_CACHE_GIB | most that features of images may take in `cache/features` of the home; `0` keeps none on disk | `20` |
 | BIOVLM_TRACE | `1`: traces of unexpected errors show the error's text, which may quote a record | `0` |
 | MLFLOW_TRACKING_URI | tracking store and model registry | SQLite in `home` |
@@ -41,6 +42,7 @@ class Settings:
     tracking_uri: str
     experiment: str
     ray_address_file: Path | None = None
+    checkpoints: str = ""
     mirrored: bool = False
     trace: bool = False
     feature_cache_gib: float = FEATURE_CACHE_GIB
@@ -58,6 +60,7 @@ class Settings:
             tracking_uri=env.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}",
             experiment=env.get("MLFLOW_EXPERIMENT_NAME") or "biovlm",
             ray_address_file=Path(env["BIOVLM_RAY"]) if env.get("BIOVLM_RAY") else None,
+            checkpoints=env.get("BIOVLM_CHECKPOINTS", ""),
             mirrored=env.get("BIOVLM_MIRRORED") == "1",
             trace=env.get("BIOVLM_TRACE") == "1",
             feature_cache_gib=_gib(env.get("BIOVLM_FEATURE_CACHE_GIB") or str(FEATURE_CACHE_GIB)),
@@ -70,6 +73,7 @@ class Settings:
             "BIOVLM_RUN_ID": self.run_id,
             "BIOVLM_EVENTS": str(self.events),
             "BIOVLM_RAY": str(self.ray_address_file or ""),
+            "BIOVLM_CHECKPOINTS": self.checkpoints,
             "BIOVLM_MIRRORED": "1" if self.mirrored else "0",
             "BIOVLM_TRACE": "1" if self.trace else "0",
             "BIOVLM_FEATURE_CACHE_GIB": str(self.feature_cache_gib),

@@ -8,8 +8,9 @@ from functools import partial
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from model.architecture import fused, packed
 from model.architecture.assembly import Assistant
-from model.config import Stage, Strategy, TrainSlice
+from model.config import Packing, Stage, Strategy, TrainSlice
 from model.errors import ConfigError
 from model.training import memory
 from model.training.optimizer import Group, Optimizer
@@ -25,6 +26,30 @@ def device_of(piece: TrainSlice) -> torch.device:
     if not torch.cuda.is_available():
         raise ConfigError("the recipe asks for a GPU on each worker, torch sees none", "set resources.gpus_per_worker=0")
     return torch.device("cuda", torch.cuda.current_device())
+
+
+def speed_up(assistant: Assistant, piece: TrainSlice, device: torch.device) -> int:
+    """Make the language model compute by layout, and in the cheapest form that the device has.
+
+    Returns:
+        Length that packed rows are padded to, for blocks compiled for one length; 0 for none.
+
+    Raises:
+        ConfigError: The language model cannot be packed (`packed.install`).
+    """
+    stage, language = piece.stage, assistant.model.model.language_model
+    packs = stage.packing is not Packing.NONE
+    if packs:
+        packed.install(language, piece.model.context_tokens)
+    if device.type == "cpu":
+        fused.keep_freed_memory()
+        if stage.strategy is Strategy.DDP:
+            fused.install(language)
+        return 0
+    if packs and stage.compile:
+        packed.compile_blocks(language)
+        return stage.row_tokens
+    return 0
 
 
 def place(assistant: Assistant, groups: Sequence[Group], stage: Stage, device: torch.device, ranks: Ranks) -> Sharing:
