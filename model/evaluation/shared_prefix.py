@@ -17,25 +17,21 @@ R rows, C columns (tokens of a row in one pass), K slots (keys of a row), H head
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from transformers import Cache, DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers import DynamicCache
 
 from model.architecture.assembly import Assistant
 from model.errors import DivergedError
 from model.evaluation.question import Question
+from model.evaluation.rows import NOBODY, Rows
 
 BRANCHES = 8
 """Questions in a row: more share the reading of the prefix, and each looks over the others' slots in vain."""
 PREFIX_TOKENS = 8192
 """Tokens of prefixes in one pass."""
-PREFIX, NOBODY = -1, -2
-"""Branch of a slot that all branches see; of one that none sees."""
-ANSWER_SLOTS = 32
-"""New tokens for which a row has room from the start; it grows by half when they are used up."""
 
 
 class SharedPrefix:
@@ -101,13 +97,13 @@ class SharedPrefix:
             length = len(key[1])
             self._prefixes[key] = [(layer.keys[row, :, :length], layer.values[row, :, :length]) for layer in cache.layers]
 
-    def _state(self, firsts: Sequence[Question]) -> _State:
+    def _state(self, firsts: Sequence[Question]) -> Rows:
         """Rows that hold their prefixes."""
         held = [self._prefixes[question.images, question.prefix] for question in firsts]
         lengths = [len(question.prefix) for question in firsts]
-        return _State(held, lengths, self._assistant)
+        return Rows(held, lengths, self._assistant)
 
-    def _ask(self, state: _State, rests: Sequence[Sequence[Sequence[int]]]) -> torch.Tensor:
+    def _ask(self, state: Rows, rests: Sequence[Sequence[Sequence[int]]]) -> torch.Tensor:
         """Logits (B, V) behind every question, row by row."""
         width = max(sum(map(len, row)) for row in rests)
         ids, branch, position = ([[fill] * width for _ in rests] for fill in (self._pad, NOBODY, 0))
@@ -124,7 +120,7 @@ class SharedPrefix:
         rows, columns = zip(*ends, strict=True)
         return self._logits(hidden[list(rows), list(columns)])
 
-    def _follow(self, state: _State, branches: _Branches, logits: torch.Tensor, count: int) -> list[list[int]]:
+    def _follow(self, state: Rows, branches: _Branches, logits: torch.Tensor, count: int) -> list[list[int]]:
         answers: list[list[int]] = [[] for _ in range(count)]
         for step in range(self._longest):
             tokens = _likeliest(logits)
@@ -136,7 +132,7 @@ class SharedPrefix:
                 break
             if len(going) < len(chosen):
                 branches, tokens = branches.only(going), tokens[going]
-                branches = state.close_ranks(branches)
+                branches = replace(branches, row=state.close_ranks(branches.row))
             column, width = branches.columns()
             shape = (state.rows, width)
             ids, branch, position = (torch.full(shape, fill, device=state.device) for fill in (self._pad, NOBODY, 0))
@@ -188,99 +184,6 @@ class _Branches:
         return torch.arange(len(self.row), device=self.row.device) - starts[self.row], int(counts.max())
 
 
-class _State:
-    """Rows of a batch: what their slots hold, and whom each slot is for."""
-
-    def __init__(
-        self, held: Sequence[Sequence[tuple[torch.Tensor, torch.Tensor]]], lengths: Sequence[int], assistant: Assistant
-    ) -> None:
-        self.lengths = list(lengths)
-        """Tokens of each row's prefix."""
-        self.device = assistant.device
-        self._embed, self._language = assistant.model.get_input_embeddings(), assistant.model.model.language_model
-        longest = max(lengths)
-        layers = range(len(held[0]))
-        self._cache = Cache([_Slots([row[layer] for row in held], longest) for layer in layers])
-        at = torch.arange(longest, device=self.device).expand(len(held), longest)
-        self._branch = torch.where(at < torch.tensor(self.lengths, device=self.device)[:, None], PREFIX, NOBODY)
-        self._position = at
-
-    @property
-    def rows(self) -> int:
-        """R."""
-        return len(self._branch)
-
-    def advance(self, ids: torch.Tensor, branch: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
-        """Write tokens (R, C) behind the slots; the hidden states (R, C, width) that follow from them."""
-        self._branch = torch.cat([self._branch, branch], dim=1)
-        self._position = torch.cat([self._position, position], dim=1)
-        mine = (self._branch[:, None] == PREFIX) | (self._branch[:, None] == branch[:, :, None])
-        # A column without a token must see something, and is seen by nobody: the first slot of the prefix.
-        mine &= (self._branch[:, None] != NOBODY) & (self._position[:, None] <= position[:, :, None])
-        distance = position[:, :, None] - self._position[:, None]
-        output = self._language(
-            inputs_embeds=self._embed(ids),
-            attention_mask=_for_layers(self._language.config, mine[:, None], distance[:, None]),
-            position_ids=position,
-            past_key_values=self._cache,
-            use_cache=True,  # training leaves it off in the config
-        )
-        hidden: torch.Tensor = output.last_hidden_state
-        return hidden
-
-    def close_ranks(self, branches: _Branches) -> _Branches:
-        """Drop rows without branches once they are half of all; the branches with their new rows."""
-        left, new_row = torch.unique(branches.row, return_inverse=True)
-        if 2 * len(left) > self.rows:
-            return branches
-        self._branch, self._position = self._branch[left], self._position[left]
-        for layer in self._cache.layers:
-            layer.keep(left)
-        return _Branches(branches.question, new_row, branches.branch, branches.length)
-
-
-class _Slots(DynamicLayer):
-    """Keys and values (R, H, K, D) of one layer with room behind them, so that writing a token copies that token alone."""
-
-    def __init__(self, prefixes: Sequence[tuple[torch.Tensor, torch.Tensor]], longest: int) -> None:
-        super().__init__()
-        self.lazy_initialization(*prefixes[0])
-        self._room = tuple(_filled([prefix[part] for prefix in prefixes], longest) for part in (0, 1))
-        self._show(longest)
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write (R, H, C, D) behind the rest; all keys and values."""
-        start, end = self.get_seq_length(), self.get_seq_length() + key_states.shape[2]
-        if end > self._room[0].shape[2]:
-            more = max(end - start, start // 2)
-            self._room = tuple(
-                torch.cat([room, torch.zeros_like(room[:, :, :1]).expand(-1, -1, more, -1)], 2) for room in self._room
-            )
-        for room, states in zip(self._room, (key_states, value_states), strict=True):
-            room[:, :, start:end] = states
-        self._show(end)
-        return self.keys, self.values
-
-    def keep(self, rows: torch.Tensor) -> None:
-        """Only these rows."""
-        self._room = tuple(room[rows] for room in self._room)
-        self._show(self.get_seq_length())
-
-    def _show(self, length: int) -> None:
-        self.keys, self.values = (room[:, :, :length] for room in self._room)
-
-
-def _filled(prefixes: Sequence[torch.Tensor], longest: int) -> torch.Tensor:
-    """Room (R, H, K, D) that begins with the prefixes (H, S, D); zero elsewhere, since what nobody sees must still be a number."""
-    heads, _, width = prefixes[0].shape
-    room = prefixes[0].new_zeros(len(prefixes), heads, longest + ANSWER_SLOTS * BRANCHES, width)
-    for row, prefix in enumerate(prefixes):
-        room[row, :, : prefix.shape[1]] = prefix
-    return room
-
-
 def _rows(questions: Sequence[Question]) -> tuple[list[list[int]], list[tuple[int, int]]]:
     """Questions by row, and row and branch of each question: as few rows as possible, of one prefix each, evenly filled."""
     of_prefix: dict[Any, list[int]] = {}
@@ -295,15 +198,6 @@ def _rows(questions: Sequence[Question]) -> tuple[list[list[int]], list[tuple[in
         for branch, index in enumerate(indices):
             places[index] = (row, branch)
     return rows, places
-
-
-def _for_layers(config: Any, mask: torch.Tensor, distance: torch.Tensor) -> Any:
-    """The mask (R, 1, C, K) as this language model takes it: some see no further back than a window."""
-    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    if window is None:
-        return mask
-    near = mask & (distance < window)
-    return {"full_attention": mask, "sliding_attention": near} if getattr(config, "layer_types", None) else near
 
 
 def _likeliest(logits: torch.Tensor) -> torch.Tensor:

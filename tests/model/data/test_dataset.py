@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -11,9 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model import manifest
 from model.config import Kind
 from model.data import dataset as dataset_module
-from model.data.dataset import open_dataset
+from model.data.dataset import file_digests, open_dataset
 from model.data.strict_json import MAX_LINE_BYTES, Flaw, FlawError, parse
 from model.errors import DataError, ExitCode, MissingInputError, RefusedError
 from model.manifest import commit
@@ -197,3 +199,17 @@ def test_a_split_is_read_once(write_set: Writer, monkeypatch: pytest.MonkeyPatch
 def test_no_line_whatever_breaks_the_parser(line: bytes) -> None:
     with contextlib.suppress(FlawError):
         parse(line)
+
+
+def test_the_digest_of_a_file_comes_from_the_manifest_and_of_a_stranger_from_its_bytes(tmp_path: Path) -> None:
+    with manifest.commit(tmp_path / "set", "data") as folder:
+        for name in ("a.txt", "a/b.png", "a/c.png", "a-b/d.png", "z/e.png"):
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_bytes(name.encode())
+    digest = file_digests([open_dataset(tmp_path / "set")])
+    for entry in manifest.read(tmp_path / "set").files:
+        assert digest(tmp_path / "set" / entry.path) == entry.sha256
+    (tmp_path / "set" / "a/b.png").write_bytes(b"changed")
+    assert digest(tmp_path / "set" / "a/b.png") == hashlib.sha256(b"a/b.png").hexdigest(), "the file was not read"
+    (tmp_path / "other.png").write_bytes(b"other")
+    assert digest(tmp_path / "other.png") == hashlib.sha256(b"other").hexdigest()
