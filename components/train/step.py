@@ -70,6 +70,10 @@ def _produce(work: Work) -> None:
         "scratch": str(work.scratch),
         "stop": str(work.scratch / STOP_FILE),
         "final": str(work.final),
+        "feature_cache": {
+            "folder": str(work.settings.feature_cache),
+            "limit_bytes": work.settings.feature_cache_bytes,
+        },
         "events": str(work.log.path),
         "attempt": work.log.attempt,
         "attempts": str(counted_in),

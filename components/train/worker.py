@@ -111,6 +111,7 @@ def train(job: dict[str, Any]) -> None:
 
 
 def _run(job: dict[str, Any], scratch: Path, leads: bool) -> None:
+    from model.architecture.features import Disk
     from model.training.reporter import SilentReporter
     from model.training.stage import StageInputs, run_stage
 
@@ -120,6 +121,7 @@ def _run(job: dict[str, Any], scratch: Path, leads: bool) -> None:
         sets={name: Path(path) for name, path in job["sets"].items()},
         bases={name: Path(path) for name, path in job["bases"].items()},
         parent=Path(job["parent"]) if job["parent"] else None,
+        feature_cache=Disk(Path(job["feature_cache"]["folder"]), job["feature_cache"]["limit_bytes"]),
         **job["audit"],
     )
     reporter = EventReporter(log) if leads else SilentReporter()

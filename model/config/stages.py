@@ -94,11 +94,18 @@ class Stage(Strict):
     lora: Lora | None = None
     strategy: Strategy = Strategy.DDP
     """`zero2` and `zero3` need DeepSpeed; `zero3` is for a language model too large for one device, and slower otherwise."""
+    compile: bool = True
+    """On a GPU, with packing: compile the language model's blocks for rows of one length; the first step waits for it."""
     memory: Memory = Memory.AUTO
     """What is computed again in the backward pass."""
     checkpoint_every: Annotated[int, Field(ge=1)] = 50
     """Optimizer steps between checkpoints."""
     guard: Guard = Guard()
+
+    @property
+    def row_tokens(self) -> int:
+        """Tokens of a packed row."""
+        return self.micro_batch_tokens or self.batch_tokens
 
     @model_validator(mode="after")
     def _consistent(self) -> Stage:
