@@ -101,6 +101,7 @@ class Plan(Sequence[Step]):
             made.append(_Epoch(_mapped(lists), each, math.ceil(whole * min(1.0, epochs - number))))
         self._epochs = made
         self._ends = list(itertools.accumulate(epoch.steps for epoch in made))
+        self._recent: dict[int, Step] = {}
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -113,6 +114,11 @@ class Plan(Sequence[Step]):
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
         number = range(len(self))[index]
+        if number not in self._recent:  # a step is asked for several times while it runs
+            self._recent = {**dict(list(self._recent.items())[-1:]), number: self._deal(number)}
+        return self._recent[number]
+
+    def _deal(self, number: int) -> Step:
         which = bisect.bisect_right(self._ends, number)
         epoch = self._epochs[which]
         first = (number - (self._ends[which - 1] if which else 0)) * epoch.each

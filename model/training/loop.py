@@ -86,6 +86,8 @@ class Training:
     ranks: Ranks
     stop: Callable[[], bool]
     """True once someone wants the run to end; asked once a step."""
+    expect: Callable[[Sequence[Micro]], None] = lambda passes: None
+    """Hears which passes come next on this rank, so that their batches can be made ahead."""
 
 
 @dataclass(frozen=True)
@@ -216,6 +218,7 @@ def _step(training: Training, number: int, judge: Judge, beat: Callable[[], None
     """One optimizer step, or its refusal."""
     plan, ranks = training.plan[number], training.ranks
     num_targets = max(1, sum(training.objective.num_targets(micro) for passes in plan for micro in passes))
+    training.expect([micro for step in training.plan[number : number + 2] for micro in step[ranks.rank]])
     losses = _accumulate(training, plan, num_targets, beat)
     message = _message(losses, num_targets, training.stop(), training.store.failing, ranks)
     values, norm = training.sharing.move(

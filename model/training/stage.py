@@ -144,6 +144,7 @@ def _assemble(
     torch.manual_seed(piece.seed * 1_000_003 + ranks.rank)
     training = Training(
         objective=objective,
+        expect=objective.expect,
         plan=steps,
         sharing=sharing,
         settings=Settings(

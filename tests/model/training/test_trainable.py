@@ -9,9 +9,10 @@ import torch
 from model.architecture.assembly import Assistant, build
 from model.architecture.joint import encode
 from model.errors import ConfigError, InternalError
+from model.training.material import opened
 from model.training.ranks import Ranks
 from model.training.reporter import ListReporter
-from model.training.stage import StageInputs, _assemble, _open
+from model.training.stage import StageInputs, _assemble
 from model.training.trainable import prepare
 from tests.model.tiny_bases import IMAGE_SIZE, model_settings
 from tests.model.tiny_stages import piece
@@ -52,7 +53,7 @@ def test_after_steps_only_those_parts_have_changed(inputs: StageInputs, tmp_path
     for stage in ("align", "instruct", "task"):
         slice_ = piece(stage)
         assistant, training, _ = _assemble(
-            slice_, inputs, _open(slice_, inputs), {}, torch.device("cpu"), Ranks(), ListReporter(), tmp_path
+            slice_, inputs, opened(slice_, inputs.sets, {}, 0.02), {}, torch.device("cpu"), Ranks(), ListReporter(), tmp_path
         )
         before = {name: weight.detach().clone() for name, weight in assistant.model.named_parameters()}
         for micro in training.plan[0][0][:1]:
@@ -66,7 +67,7 @@ def test_after_steps_only_those_parts_have_changed(inputs: StageInputs, tmp_path
 def test_no_gradient_reaches_tower_or_frozen_weights(inputs: StageInputs, tmp_path: Path) -> None:
     slice_ = piece("instruct")
     assistant, training, _ = _assemble(
-        slice_, inputs, _open(slice_, inputs), {}, torch.device("cpu"), Ranks(), ListReporter(), tmp_path
+        slice_, inputs, opened(slice_, inputs.sets, {}, 0.02), {}, torch.device("cpu"), Ranks(), ListReporter(), tmp_path
     )
     training.objective.loss_sum(training.plan[0][0][0]).backward()
     frozen = [weight for weight in assistant.model.parameters() if not weight.requires_grad]
