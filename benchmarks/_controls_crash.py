@@ -289,7 +289,7 @@ CONTROLS = (
         "model/training/resume.py",
         "            except InternalError:\n                raise",
         "            except ZeroDivisionError:\n                raise",
-        f"{BUCKET}a_store_that_is_gone_ends_the_run_with_70_and_quarantines_nothing",
+        f"{BUCKET}a_store_that_is_lost_while_a_checkpoint_is_read_condemns_none",
     ),
     Mutation(
         "attempts are bounded over all layers",

@@ -109,7 +109,7 @@ def install(folder: Path) -> None:
     """Let the faults of the plan in `folder` happen in this process."""
     plan = FaultPlan.read(folder)
     loop._step = functools.partial(_step, plan, loop._step)
-    write = resume.Store._write
+    write: Callable[..., None] = resume.Store._write
     resume.Store._write = lambda store, entry, files, facts: _save(plan, write, store, entry, files, facts)  # type: ignore[method-assign]
 
 

@@ -47,7 +47,7 @@ class Toy:
 
 def toy_plan(world_size: int = 1, steps: int = STEPS) -> list[StepPlan]:
     """Two passes of two examples on each rank; every step holds the same examples for any number of ranks."""
-    plan = []
+    plan: list[StepPlan] = []
     for number in range(steps):
         start = 4 * number % EXAMPLES
         micros = [tuple(range(start + offset, start + offset + 2)) for offset in (0, 2)]

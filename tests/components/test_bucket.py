@@ -175,16 +175,26 @@ def test_a_store_that_is_lost_while_training_is_told_at_a_step_boundary(place, m
         train(training)
 
 
+def test_a_store_that_is_lost_while_a_checkpoint_is_read_condemns_none(client, place, monkeypatch):
+    stopped(place, 10)
+    before = keys(client, place)
+    monkeypatch.setattr(place, "_client", Lost(place._client))
+    training, _ = toy_training(place)
+    with pytest.raises(InternalError, match="fails: ServiceUnavailable"):
+        train(training)
+    assert [name for name in keys(client, place) if "claim" not in name] == [name for name in before if "claim" not in name]
+
+
 class Lost:
-    """A client whose uploads fail."""
+    """A client that answers, but neither takes nor gives files."""
 
     def __init__(self, client):
         self._client = client
 
     def __getattr__(self, name):
-        return getattr(self._client, name)
+        return self._fail if name in ("upload_file", "get_object") else getattr(self._client, name)
 
-    def upload_file(self, *_):
+    def _fail(self, *_, **__):
         raise boto3.exceptions.botocore.exceptions.ClientError({"Error": {"Code": "ServiceUnavailable"}}, "PutObject")
 
 

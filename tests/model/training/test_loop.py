@@ -147,7 +147,7 @@ def test_a_step_that_is_not_finite_is_not_taken_but_counted_and_told(tmp_path: P
 def test_no_trace_of_a_step_remains_in_the_gradients(tmp_path: Path) -> None:
     line = Line(bad_gradients=[1])
     training, _ = training_of(line, [[[[1]]], [[[0]]]], tmp_path)
-    train(training)
+    assert train(training).num_skips == 1  # what was left of the first step would spoil the second
     assert math.isfinite(float(line.weight.detach()))
 
 
