@@ -50,6 +50,8 @@ class Options:
     workloads: tuple[str, ...]
     only: tuple[str, ...]
     results: Path
+    flops: bool
+    """Whether to count them, in two further runs of each contender."""
 
     def contenders(self) -> list[Contender]:
         """Those asked for, in the order of the table."""
@@ -101,12 +103,13 @@ def compare(options: Options) -> dict[str, list[dict[str, Any]]]:
 def _measure_one(title: str, bases: models.Bases, sizes: Sequence[Sized], options: Options) -> list[dict[str, Any]]:
     """One table: ids, rounds, FLOPs, audits."""
     pairs, failed, extra = [], {}, {}
-    ours = _ids(_pair(CONTENDERS[0], title, bases, sizes, 0).small, "ours")
+    known: dict[tuple[str, bool], list[dict[str, Any]]] = {}
+    ours = _ids(_pair(CONTENDERS[0], title, bases, sizes, 0), known)
     longest = max(len(row["input_ids"]) for row in ours)
     for contender in options.contenders():
         pair = _pair(contender, title, bases, sizes, longest)
         try:
-            extra[contender.label] = _differences(ours, pair) | _audit(pair)
+            extra[contender.label] = _differences(ours, pair, known) | _audit(pair)
             pairs.append(pair)
         except RunError as error:
             failed[contender.label] = _shortened(error)
@@ -118,7 +121,7 @@ def _measure_one(title: str, bases: models.Bases, sizes: Sequence[Sized], option
             rows.append({"label": contender.label, "failed": failed[contender.label]})
             continue
         pair = next(p for p in pairs if p.contender == contender)
-        more = extra[contender.label] | {"flops_per_document": _flops(pair)}
+        more = extra[contender.label] | ({"flops_per_document": _flops(pair)} if options.flops else {})
         rows.append(tables.row(contender.label, pair.documents, raw[contender.label], more))
     return rows
 
@@ -144,18 +147,21 @@ def _pair(contender: Contender, title: str, bases: models.Bases, sizes: Sequence
     )
 
 
-def _ids(job: Job, framework: str) -> list[dict[str, Any]]:
-    asked = runs.with_mode(job, "dump")
-    runs.run(framework, asked)
-    return [json.loads(line) for line in (asked.folder / "dump.jsonl").read_text().splitlines()]
+def _ids(pair: Pair, known: dict[tuple[str, bool], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Token ids and labels of the small size, as the framework makes them: the same with and without packing."""
+    key = (pair.contender.framework, pair.contender.tuned)
+    if key not in known:
+        asked = runs.with_mode(replace(pair.small, packing="none"), "dump")
+        runs.run(pair.contender.framework, asked)
+        known[key] = [json.loads(line) for line in (asked.folder / "dump.jsonl").read_text().splitlines()]
+    return known[key]
 
 
-def _differences(ours: Sequence[Mapping[str, Any]], pair: Pair) -> dict[str, Any]:
-    """Supervised tokens a document, and in words how ids and labels differ from ours; nothing where they are equal.
-
-    A packed or cached contender feeds the documents of its framework, so they are dumped without packing.
-    """
-    theirs = _ids(replace(pair.small, packing="none", documents=pair.small.documents), pair.contender.framework)
+def _differences(
+    ours: Sequence[Mapping[str, Any]], pair: Pair, known: dict[tuple[str, bool], list[dict[str, Any]]]
+) -> dict[str, Any]:
+    """Supervised tokens a document, and in words how ids and labels differ from ours; nothing where they are equal."""
+    theirs = _ids(pair, known)
     by_id = {row["id"]: row for row in theirs}
     ids = sum(row["input_ids"] != by_id[row["id"]]["input_ids"] for row in ours if row["id"] in by_id)
     labels = sum(row["labels"] != by_id[row["id"]]["labels"] for row in ours if row["id"] in by_id)
@@ -245,7 +251,7 @@ def _say(text: str) -> None:
 
 def _options(arguments: Sequence[str]) -> Options:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="small sizes, two rounds")
+    parser.add_argument("--quick", action="store_true", help="small sizes, two rounds, no FLOPs")
     parser.add_argument("--repeats", type=int, help=f"rounds (default {REPEATS}, quick {QUICK_REPEATS})")
     parser.add_argument("--models", default=",".join(models.SHAPES), help="of " + ", ".join(models.SHAPES))
     parser.add_argument("--workloads", default=",".join(workloads.NAMES), help="of " + ", ".join(workloads.NAMES))
@@ -259,6 +265,7 @@ def _options(arguments: Sequence[str]) -> Options:
         workloads=tuple(given.workloads.split(",")),
         only=tuple(filter(None, given.only.split(";"))),
         results=given.results.resolve(),
+        flops=not given.quick,
     )
 
 

@@ -11,6 +11,7 @@ At run time a peer has no network, no telemetry and no hub.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from infra.bootstrap import REQUIREMENTS, StopError, choose_torch
+from infra.bootstrap import REQUIREMENTS, StopError, read_requirements
 
 PEERS = ("swift", "llamafactory", "trl")
 PINS = Path(__file__).parent / "requirements"
@@ -64,7 +65,7 @@ def make(name: str) -> Path:
     _call(name, [sys.executable, "-m", "venv", str(folder)])
     with tempfile.TemporaryDirectory() as scratch:
         chosen = Path(scratch, "torch.txt")
-        chosen.write_text(choose_torch())
+        chosen.write_text(_torch(name))
         _call(name, [str(python_of(name)), "-m", "pip", "install", "--quiet", "--no-deps", "--require-hashes", "-r", str(chosen)])
     _call(
         name,
@@ -74,9 +75,35 @@ def make(name: str) -> Path:
     return python_of(name)
 
 
-def _call(name: str, command: list[str]) -> None:
-    print(f"environment of {name}: {' '.join(command[1:4])} ...", file=sys.stderr, flush=True)
+def _torch(name: str) -> str:
+    """The build of torch that pip takes here, as a requirement with a hash that the project knows; see `infra.bootstrap.choose_torch`."""
+    ask = [
+        str(python_of(name)),
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--dry-run",
+        "--ignore-installed",
+        "--report",
+        "-",
+    ]
+    offer = json.loads(_call(name, [*ask, f"torch=={read_requirements()['torch']}"]))["install"][0]
+    version, found = offer["metadata"]["version"], offer["download_info"]["archive_info"]["hashes"]["sha256"]
+    if found not in (REQUIREMENTS / "torch.txt").read_text():
+        raise StopError(
+            f"pip offers torch {version} with hash {found}, which requirements/torch.txt does not name.\nhint: `make lock`"
+        )
+    if "+cpu" not in version:
+        print(f"environment of {name}: torch {version} is built for CUDA; its libraries are not installed here", file=sys.stderr)
+    return f"torch=={version} --hash=sha256:{found}\n"
+
+
+def _call(name: str, command: list[str]) -> str:
+    print(f"environment of {name}: {' '.join(command[1:5])} ...", file=sys.stderr, flush=True)
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise StopError(f"the environment of {name} cannot be made:\n{(done.stderr or done.stdout)[-1500:]}")
+    return done.stdout

@@ -150,8 +150,9 @@ def audit(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
     ids, labels = inputs["input_ids"], inputs["labels"]
     image_id = model.config.image_token_id if hasattr(model.config, "image_token_id") else model.config.image_token_index
     handle = model.get_input_embeddings().register_forward_hook(keep)
-    names = ("input_ids", "attention_mask", "position_ids", "pixel_values")
-    logits = model(**{name: inputs[name] for name in names if inputs.get(name) is not None}, use_cache=False).logits
+    # Whether there is a cache is left to the framework: with one, transformers takes a packed row for one document.
+    names = ("input_ids", "attention_mask", "position_ids", "pixel_values", "use_cache")
+    logits = model(**{name: inputs[name] for name in names if inputs.get(name) is not None}).logits
     handle.remove()
     counted = labels[..., 1:] != IGNORE
     found: dict[str, Any] = {
@@ -162,8 +163,8 @@ def audit(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
     }
     starts = _starts(inputs)
     found["documents_in_first_row"] = len(starts)
-    if len(starts) > 2 or (len(starts) == 2 and starts[1] < ids.shape[1]):
-        first, second, end = 0, starts[1], (starts + [ids.shape[1]])[2]
+    if len(starts) > 1:
+        first, second, end = 0, starts[1], (*starts, ids.shape[1])[2]
         picked = counted[0, second : end - 1]
         scores = torch.log_softmax(logits[0, second : end - 1][picked].float(), -1)
         scores.gather(1, labels[0, second + 1 : end][picked][:, None]).sum().backward()
@@ -181,6 +182,7 @@ def _starts(inputs: Mapping[str, Any]) -> list[int]:
     mask = inputs.get("attention_mask")
     if mask is not None and mask.dim() == 4:  # additive or boolean, block by block: a row that sees nothing before itself
         allowed = (mask[0, 0] == 0) if mask.dtype.is_floating_point else mask[0, 0].bool()
-        real = allowed.any(-1)
-        return [i for i in range(allowed.shape[0]) if real[i] and not allowed[i, :i].any() and allowed[i, i]]
+        alone = [not bool(allowed[i, :i].any()) for i in range(allowed.shape[0])]
+        # Padding sees nothing, or itself: documents of one token.
+        return [i for i, starts in enumerate(alone[:-1]) if starts and not alone[i + 1]]
     return [0]

@@ -49,6 +49,8 @@ def arguments(job: Job) -> list[str]:
         values |= {"gradient_checkpointing": "false", "vit_gradient_checkpointing": "false"}
     if job.packing != "none":
         values |= {"packing": "true", "packing_length": job.row_tokens}
+    if job.mode == "audit":
+        values["use_logits_to_keep"] = "false"  # else labels reach the trainer without the positions that do not count
     return [part for name, value in values.items() for part in (f"--{name}", str(value))]
 
 
