@@ -56,7 +56,7 @@ class Batch:
     image_counts: tuple[int, ...] = ()
     """For each of them its number of images, summing to N; placeholders are checked against them one by one."""
     documents: tuple[Document, ...] = ()
-    """Of a packed batch, in order, covering it from the start; empty for a padded one."""
+    """Of a packed batch, in order, covering it from the start up to padding; empty for a padded one."""
     positions: torch.Tensor | None = None
     """(1, T) int64 of a packed batch: position of each token in its example."""
 

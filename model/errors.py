@@ -100,7 +100,7 @@ class ConfigError(BiovlmError):
 
 
 class DivergedError(BiovlmError):
-    """A loss or gradient that is no longer a finite number."""
+    """Too many steps could not be taken, or workers that must hold equal weights do not."""
 
     exit_code = ExitCode.DIVERGED
 

@@ -4,6 +4,7 @@ The journey of an artifact:
 1. `commit(final, kind, parents, facts)` opens a folder beside `final` that no reader looks at; the caller writes its files there.
 2. On a clean exit every file is flushed to disk and hashed, `manifest.json` is written last, and the folder is renamed to `final`
    in one step. On an error the folder is removed, and whatever stood at `final` before is untouched.
+   Who needs a say between the two uses `seal` and `publish`, of which `commit` is made.
 3. `read(folder)` returns the manifest; `verify(folder)` also re-hashes every file and refuses one that was changed, is missing,
    or was added.
 
@@ -161,9 +162,8 @@ def commit(
     try:
         aside.mkdir(parents=True)
         yield aside
-        manifest = Manifest(kind=kind, files=_entries(aside), parents=dict(parents or {}), facts=facts or {})
-        _write_durably(aside / FILE_NAME, manifest.model_dump_json(indent=1).encode())
-        _replace(aside, final)
+        seal(aside, kind, parents, facts)
+        publish(aside, final)
     except Exception as error:
         letter = failed_write(final, error)
         if letter is None:
@@ -171,6 +171,35 @@ def commit(
         raise letter from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def seal(folder: Path, kind: str, parents: Mapping[str, str] | None = None, facts: dict[str, Any] | None = None) -> Manifest:
+    """Flush and hash every file of `folder`, then write its manifest, the mark that it is whole. OSError as the disk says."""
+    manifest = Manifest(kind=kind, files=_entries(folder), parents=dict(parents or {}), facts=facts or {})
+    write_durably(folder / FILE_NAME, manifest.model_dump_json(indent=1).encode())
+    return manifest
+
+
+def publish(aside: Path, final: Path) -> None:
+    """Rename the sealed folder `aside` to `final`; an artifact already there steps aside first and is removed last."""
+    old = final.parent / f".{final.name}.{uuid.uuid4().hex[:8]}.old"
+    if final.exists():
+        os.rename(final, old)
+    os.rename(aside, final)
+    descriptor = os.open(final.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Write a small file, on the disk when this returns."""
+    with open(path, "wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def failed_write(path: Path, error: BaseException) -> CannotWriteError | None:
@@ -209,24 +238,3 @@ def _entries(folder: Path) -> tuple[FileEntry, ...]:
     return tuple(
         FileEntry(path=p.relative_to(folder).as_posix(), size_bytes=p.stat().st_size, sha256=sha256_file(p)) for p in files
     )
-
-
-def _write_durably(path: Path, content: bytes) -> None:
-    with open(path, "wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _replace(aside: Path, final: Path) -> None:
-    """Rename `aside` to `final`; an artifact already there steps aside first and is removed last."""
-    old = final.parent / f".{final.name}.{uuid.uuid4().hex[:8]}.old"
-    if final.exists():
-        os.rename(final, old)
-    os.rename(aside, final)
-    descriptor = os.open(final.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    shutil.rmtree(old, ignore_errors=True)

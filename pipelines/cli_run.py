@@ -56,6 +56,9 @@ def plan(recipe: RecipeName = DEFAULT, data: Data = None, changes: Changes = Non
         return
     rows = [(step.name, "reuse" if step.reused else "run", (step.key or "-")[:SHOWN], step.reason) for step in steps]
     output.emit_table(("step", "would", "key", "because"), rows)
+    for step in steps:
+        if step.memory is not None:
+            output.emit(f"memory of {step.name}: {step.memory.text}")
 
 
 def compile_pipeline(

@@ -4,6 +4,7 @@
    must run has none yet, and runs too.
 2. The key is made exactly as the step makes it (components/*/step.py), so plan and run cannot disagree about it.
 3. For a step that runs, its key is compared, part by part, with that of the last run of the same recipe name.
+4. For a training stage that runs, its memory is estimated as the stage itself will do it (`plan_memory`).
 
 A folder is believed here without hashing its files; the run itself verifies, and runs a step again whose folder was damaged.
 """
@@ -11,7 +12,7 @@ A folder is believed here without hashing its files; the run itself verifies, an
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from components.train import step as train_step
 from model import manifest, recipe
 from model.config import STAGE_NAMES, DataSlice, EvaluateSlice, Recipe, TrainSlice
 from model.errors import BiovlmError
+from pipelines.plan_memory import PlannedMemory, explain
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class PlannedStep:
     reused: bool
     reason: str
     key: str | None = None
+    memory: PlannedMemory | None = None
+    """Of a training stage that would run."""
 
 
 class Walk:
@@ -75,6 +79,10 @@ class Walk:
         self.steps.append(PlannedStep(name, kind, False, reason, key))
         return None
 
+    def add_memory(self, memory: PlannedMemory) -> None:
+        """Say of the step visited last what it takes."""
+        self.steps[-1] = replace(self.steps[-1], memory=memory)
+
 
 def plan(wanted: Recipe, settings: Settings, ask_registry: bool = True) -> list[PlannedStep]:
     """The steps of a run of `wanted`, in order.
@@ -95,6 +103,8 @@ def plan(wanted: Recipe, settings: Settings, ask_registry: bool = True) -> list[
         given = {"data": material} if stage == STAGE_NAMES[0] else {"data": material, "parent": checkpoint}
         identity = _if_all(given, lambda g, s=stage: train_step.identity(TrainSlice.model_validate(pieces[s]), g))
         checkpoint = walk.visit(stage, "train", stage, identity)
+        if checkpoint is None:
+            walk.add_memory(explain(TrainSlice.model_validate(pieces[stage]), material, settings.store))
     questions = EvaluateSlice.model_validate(pieces["evaluate"])
     given = {"data": material, "checkpoint": checkpoint}
     report = walk.visit("evaluate", "evaluate", "evaluate", _if_all(given, lambda g: evaluate_step.identity(questions, g)))

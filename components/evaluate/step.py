@@ -61,7 +61,10 @@ def _nobody(who: str, report: str) -> None:
 
 
 def _produce(work: Work) -> None:
-    from model.architecture import checkpoint as checkpoints  # torch and transformers
+    import torch
+
+    from model.architecture import checkpoint as checkpoints
+    from model.architecture.features import Disk
     from model.data.dataset import Audit
     from model.evaluation.evaluate import evaluate
 
@@ -69,6 +72,8 @@ def _produce(work: Work) -> None:
     asked = inputs.verified(work.inputs["data"], store, _names(wanted))["sets"]
     subject = work.inputs["checkpoint"]
     bases = inputs.verified(_own_data(work), store)["bases"]
+    # As many threads as a training worker has: its features are then to the bit those of the training, and found in its cache.
+    torch.set_num_threads(max(1, int(wanted.resources.cpus_per_worker)))
     last = 0.0
 
     def progress(done: int, total: int, unit: str) -> None:
@@ -79,7 +84,20 @@ def _produce(work: Work) -> None:
 
     assistant = checkpoints.load(subject.folder, bases, merge=True)
     audit = Audit(**inputs.audit(work.inputs["data"], _names(wanted)))
-    evaluate(wanted, assistant, subject.digest, asked, work.final, progress=progress, verify=False, audit=audit)
+    cache = Disk(work.settings.feature_cache, work.settings.feature_cache_bytes)
+    exported = store / "exports" / subject.digest
+    evaluate(
+        wanted,
+        assistant,
+        subject.digest,
+        asked,
+        work.final,
+        progress=progress,
+        verify=False,
+        audit=audit,
+        export=exported if (exported / manifest.FILE_NAME).is_file() else None,
+        feature_cache=cache,
+    )
 
 
 def _own_data(work: Work) -> Reference:

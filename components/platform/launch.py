@@ -30,6 +30,9 @@ from model import manifest
 from model.config import Resources
 from model.errors import BiovlmError, InternalError
 
+NOTICE = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
+"""Ray looks out for nodes that will be taken away. Off by default, for it is one process more for each stage and nobody takes a laptop
+away with a notice; a cluster sets it to 1."""
 OBJECT_STORE_BYTES = 100 * 2**20
 START_SECONDS = 180.0
 QUIET = {
@@ -38,7 +41,6 @@ QUIET = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # also how long a finished worker waits to be noticed
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",  # two busy cores need long to import torch
     "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process less for each stage; nobody takes this machine away with a notice
     "RAY_worker_niceness": "0",  # Ray's default of 15 lets any other process of the machine stop the training
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # keep CUDA_VISIBLE_DEVICES as it is for workers without a GPU
 }
@@ -93,8 +95,8 @@ def run_workers(
     """Run the function in Ray Train workers until it is done.
 
     Args:
-        function: Dotted name of the function that every worker calls. A name, because its module imports ray, which reads its
-            environment at that moment, and must not do so before the token is known.
+        function: Dotted name of the function that every worker calls; its module also has a `torch_config`. A name, because the
+            module imports ray, which reads its environment at that moment, and must not do so before the token is known.
         job: Its argument, as JSON values.
         name: Name of the Ray Train run; a digest, because Ray resumes any run of the same name.
         storage: Folder for Ray's own notes about the run.
@@ -110,10 +112,12 @@ def run_workers(
         from ray.train.torch import TorchTrainer
         from ray.train.v2.api.exceptions import TrainingFailedError
 
-        module, _, name_in_module = function.rpartition(".")
+        module_name, _, name_in_module = function.rpartition(".")
+        module = importlib.import_module(module_name)
         trainer = TorchTrainer(
-            getattr(importlib.import_module(module), name_in_module),
+            getattr(module, name_in_module),
             train_loop_config=job,
+            torch_config=module.torch_config(resources.stall_seconds),
             scaling_config=ScalingConfig(
                 num_workers=resources.workers,
                 use_gpu=resources.gpus_per_worker > 0,
@@ -182,7 +186,7 @@ def _wait_for(address_file: Path, settings: Settings) -> str:
 
 def _environment(address_file: Path) -> dict[str, str]:
     path = os.pathsep.join(p for p in (str(CHECKOUT), os.environ.get("PYTHONPATH", "")) if p)
-    return {**os.environ, **QUIET, "PYTHONPATH": path, "RAY_AUTH_TOKEN_PATH": str(_token_file(address_file))}
+    return {NOTICE: "0", **os.environ, **QUIET, "PYTHONPATH": path, "RAY_AUTH_TOKEN_PATH": str(_token_file(address_file))}
 
 
 def _token_file(address_file: Path) -> Path:

@@ -11,6 +11,8 @@
 | BIOVLM_EVENTS | the event log of that run | `runs/<run id>/events.jsonl` |
 | BIOVLM_RAY | a file with the address of the run's Ray; without it a step starts its own | none |
 | BIOVLM_MIRRORED | `1`: another process of the run copies events to MLflow; else each step does it when it ends | `0` |
+| BIOVLM_CHECKPOINTS | `s3://BUCKET/PREFIX` for checkpoints of unfinished stages: any node goes on from there | in `home` |
+| BIOVLM_FEATURE_CACHE_GIB | most that features of images may take in `cache/features` of the home; `0` keeps none on disk | `20` |
 | BIOVLM_TRACE | `1`: traces of unexpected errors show the error's text, which may quote a record | `0` |
 | MLFLOW_TRACKING_URI | tracking store and model registry | SQLite in `home` |
 | MLFLOW_EXPERIMENT_NAME | experiment of all runs | `biovlm` |
@@ -18,11 +20,15 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from model.errors import ConfigError
+
+FEATURE_CACHE_GIB = 20.0
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
@@ -36,8 +42,10 @@ class Settings:
     tracking_uri: str
     experiment: str
     ray_address_file: Path | None = None
+    checkpoints: str = ""
     mirrored: bool = False
     trace: bool = False
+    feature_cache_gib: float = FEATURE_CACHE_GIB
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:
@@ -52,8 +60,10 @@ class Settings:
             tracking_uri=env.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}",
             experiment=env.get("MLFLOW_EXPERIMENT_NAME") or "biovlm",
             ray_address_file=Path(env["BIOVLM_RAY"]) if env.get("BIOVLM_RAY") else None,
+            checkpoints=env.get("BIOVLM_CHECKPOINTS", ""),
             mirrored=env.get("BIOVLM_MIRRORED") == "1",
             trace=env.get("BIOVLM_TRACE") == "1",
+            feature_cache_gib=_gib(env.get("BIOVLM_FEATURE_CACHE_GIB") or str(FEATURE_CACHE_GIB)),
         )
 
     def for_children(self) -> dict[str, str]:
@@ -63,8 +73,10 @@ class Settings:
             "BIOVLM_RUN_ID": self.run_id,
             "BIOVLM_EVENTS": str(self.events),
             "BIOVLM_RAY": str(self.ray_address_file or ""),
+            "BIOVLM_CHECKPOINTS": self.checkpoints,
             "BIOVLM_MIRRORED": "1" if self.mirrored else "0",
             "BIOVLM_TRACE": "1" if self.trace else "0",
+            "BIOVLM_FEATURE_CACHE_GIB": str(self.feature_cache_gib),
             "MLFLOW_TRACKING_URI": self.tracking_uri,
             "MLFLOW_EXPERIMENT_NAME": self.experiment,
         }
@@ -73,6 +85,16 @@ class Settings:
     def store(self) -> Path:
         """Artifacts."""
         return self.home / "store"
+
+    @property
+    def feature_cache(self) -> Path:
+        """Features of images from frozen towers, shared by all stages and evaluations."""
+        return self.home / "cache" / "features"
+
+    @property
+    def feature_cache_bytes(self) -> int:
+        """The most that folder may hold."""
+        return int(self.feature_cache_gib * 2**30)
 
     @property
     def data_registry(self) -> Path:
@@ -98,6 +120,16 @@ class Settings:
     def recipe_file(self) -> Path:
         """The complete recipe of this run, as JSON."""
         return self.run_folder / "recipe.json"
+
+
+def _gib(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not (math.isfinite(number) and number >= 0):
+        raise ConfigError(f"BIOVLM_FEATURE_CACHE_GIB is {text!r}", "give a number of GiB, 0 for no cache on disk")
+    return number
 
 
 def _default_home() -> Path:

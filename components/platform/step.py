@@ -146,6 +146,7 @@ def as_letter(error: BaseException, settings: Settings) -> BiovlmError:
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
+    signal.signal(signum, signal.SIG_IGN)  # a second signal must not hit the telling of the first
     raise KeyboardInterrupt
 
 

@@ -2,8 +2,9 @@
 
 1. What the stage reads, and nothing else of the data, belongs to its key: another set in the recipe does not train it again.
 2. Sets and base models are verified; the workers get paths, never bytes.
-3. `launch.run_workers` runs `worker.train` until it is done or a worker died too often. A SIGTERM to this process becomes a file
-   that the workers look for after each step: they save a checkpoint, and the step ends with exit 75.
+3. `launch.run_workers` runs `worker.train` until it is done or a worker died too often, counted over all layers that could begin
+   again. A SIGTERM to this process becomes a file that the workers look for after each step: they save a checkpoint, and the step
+   ends with exit 75. A second signal changes nothing.
 4. An error that the worker wrote down (components/train/worker.py) is raised here, with its own exit code and hint.
 """
 
@@ -20,6 +21,7 @@ from types import FrameType
 
 from components.platform import inputs, launch
 from components.platform.reference import Reference
+from components.platform.retries import Attempts, forgiven
 from components.platform.step import Work, run_step
 from components.train.letter import raise_letter
 from model.config import ModelSource, TrainSlice
@@ -56,6 +58,9 @@ def _produce(work: Work) -> None:
     found = inputs.verified(work.inputs["data"], work.settings.store, _names(wanted))
     for stale in (STOP_FILE, "letter.json"):
         (work.scratch / stale).unlink(missing_ok=True)
+    counted_in = work.scratch.with_name(f"{work.scratch.name}.attempts")
+    attempts = Attempts(counted_in, work.settings.run_id)
+    attempts.check()
     job = {
         "piece": dict(work.piece),
         "sets": {name: str(path) for name, path in found["sets"].items()},
@@ -65,15 +70,26 @@ def _produce(work: Work) -> None:
         "scratch": str(work.scratch),
         "stop": str(work.scratch / STOP_FILE),
         "final": str(work.final),
+        "feature_cache": {
+            "folder": str(work.settings.feature_cache),
+            "limit_bytes": work.settings.feature_cache_bytes,
+        },
         "events": str(work.log.path),
         "attempt": work.log.attempt,
+        "attempts": str(counted_in),
+        "run_id": work.settings.run_id,
+        "checkpoints": work.settings.checkpoints,
+        "key": work.key,
     }
+    failures = forgiven(wanted.resources.max_failures, attempts.counted)
+    resources = wanted.resources.model_copy(update={"max_failures": failures})
     with _stop_by_file(work.scratch / STOP_FILE):
         try:
-            launch.run_workers(WORKER, job, work.key[:32], work.scratch / "ray", wanted.resources, work.settings)
+            launch.run_workers(WORKER, job, work.key[:32], work.scratch / "ray", resources, work.settings)
         finally:
             raise_letter(work.scratch)
     shutil.rmtree(work.scratch, ignore_errors=True)
+    counted_in.unlink(missing_ok=True)
 
 
 def _names(wanted: TrainSlice) -> set[str]:
@@ -92,7 +108,8 @@ def _stop_by_file(path: Path) -> Iterator[None]:
     """Inside, SIGTERM asks the workers to stop at the next step, instead of stopping this process at once."""
 
     def ask(signum: int, frame: FrameType | None) -> None:
-        path.touch()
+        with contextlib.suppress(OSError):  # on a full disk the workers cannot be asked, and this is no place to fail
+            path.touch()
 
     path.parent.mkdir(parents=True, exist_ok=True)
     before = signal.signal(signal.SIGTERM, ask)

@@ -23,12 +23,18 @@ from model.errors import DataError
 
 @torch.no_grad()
 def encode(model: LlavaForConditionalGeneration, pixel_values: torch.Tensor) -> torch.Tensor:
-    """Tower features (N, P, D) of images (N, C, H, W), N from 0, from the layer that the model names, without the class token."""
+    """Tower features (N, P, D) of images (N, C, H, W), N from 0, from the layer that the model names, without the class token.
+
+    They are `hidden_states[feature_layer]` of transformers, to the bit; the layers behind that one are not run.
+    """
     tower = model.model.vision_tower
     if not len(pixel_values):
         return torch.zeros(0, model.config.image_seq_length, tower.config.hidden_size, dtype=tower.dtype, device=tower.device)
-    outputs = tower(pixel_values.to(tower.dtype), output_hidden_states=True)
-    return outputs.hidden_states[model.config.vision_feature_layer][:, 1:]
+    hidden = tower.pre_layrnorm(tower.embeddings(pixel_values.to(tower.dtype)))
+    layers = tower.encoder.layers
+    for layer in layers[: model.config.vision_feature_layer % (len(layers) + 1)]:
+        hidden = layer(hidden, None)
+    return hidden[:, 1:]
 
 
 def check_joint(batch: Batch, image_token_id: int, image_tokens: int) -> None:
@@ -45,8 +51,7 @@ def check_joint(batch: Batch, image_token_id: int, image_tokens: int) -> None:
     """
     placeholders = batch.input_ids == image_token_id
     if batch.documents:
-        lengths = [document.end - document.start for document in batch.documents]
-        found = [int(part.sum()) for part in placeholders[0].split(lengths)]
+        found = [int(placeholders[0, document.start : document.end].sum()) for document in batch.documents]
     else:
         found = placeholders.sum(dim=1).tolist()
     if len(batch.image_counts) != len(found):

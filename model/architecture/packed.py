@@ -34,13 +34,12 @@ DEVICES = ("cpu", "cuda")
 class Layout:
     """Documents of a batch, ready for a kernel."""
 
-    documents: tuple[Document, ...]
-    lengths: tuple[int, ...]
-    """Tokens of each document."""
+    documents: tuple[Document, ...] = ()
+    """CPU; padding behind them is one more."""
     masks: tuple[torch.Tensor | None, ...] = ()
     """CPU: for each document (branches, trunk + branches) bool, true where a token of a branch may look; None without branches."""
     blocks: BlockMask | None = None
-    """GPU: the same of the whole sequence."""
+    """GPU: the same of the whole sequence. Alone, since compiled blocks are compiled again for every other number they are given."""
 
 
 def install(language: PreTrainedModel, context_tokens: int) -> None:
@@ -63,6 +62,12 @@ def install(language: PreTrainedModel, context_tokens: int) -> None:
     language.config._attn_implementation = NAME
 
 
+def compile_blocks(language: PreTrainedModel) -> None:
+    """Compile each block of a language model for batches of one length: one compilation serves all of them."""
+    for block in language.layers:
+        block.compile(dynamic=False)
+
+
 def layout_of(batch: Batch) -> Layout | None:
     """What `attend` needs for a packed batch, on the batch's device; None for a padded one. ConfigError on an unknown device."""
     if not batch.documents:
@@ -70,10 +75,11 @@ def layout_of(batch: Batch) -> Layout | None:
     device = batch.input_ids.device
     if device.type not in DEVICES:
         raise ConfigError(f"packing knows {' and '.join(DEVICES)}, the device is {device.type}", "set packing: none")
-    lengths = tuple(document.end - document.start for document in batch.documents)
+    length, end = batch.input_ids.shape[1], batch.documents[-1].end
     if device.type == "cuda":
-        return Layout(batch.documents, lengths, blocks=block_mask(batch.documents, batch.input_ids.shape[1], device))
-    return Layout(batch.documents, lengths, masks=tuple(_branch_mask(document) for document in batch.documents))
+        return Layout(blocks=block_mask(batch.documents, length, device))
+    documents = batch.documents if length == end else (*batch.documents, Document(end, length - end))
+    return Layout(documents, tuple(_branch_mask(document) for document in documents))
 
 
 def attend(
@@ -98,7 +104,8 @@ def attend(
         key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
     each = functools.partial(functional.scaled_dot_product_attention, dropout_p=dropout, scale=scaling)
     pieces: list[torch.Tensor] = []
-    split = zip(*(part.split(layout.lengths, dim=2) for part in (query, key, value)), strict=True)
+    lengths = [document.end - document.start for document in layout.documents]
+    split = zip(*(part.split(lengths, dim=2) for part in (query, key, value)), strict=True)
     for document, mask, (asking, seen, told) in zip(layout.documents, layout.masks, split, strict=True):
         if mask is None:
             pieces.append(each(asking, seen, told, is_causal=True))

@@ -34,6 +34,7 @@ from model.config.parts import (
     Resources,
 )
 from model.config.stages import (
+    Guard,
     Lora,
     Mixture,
     Stage,
@@ -59,6 +60,7 @@ __all__ = [
     "EvaluateSlice",
     "Evaluation",
     "Fraction",
+    "Guard",
     "Memory",
     "Packing",
     "TooLong",

@@ -45,6 +45,23 @@ class Lora(Strict):
     """Names of linear layers inside the language model's blocks; vision tower and connector are never matched."""
 
 
+class Guard(Strict):
+    """When an optimizer step is not taken, and when training gives up. A loss or gradient that is not finite is never taken."""
+
+    window: Annotated[int, Field(ge=4, le=10_000)] = 64
+    """Accepted steps with whose losses a new loss is compared; before a quarter of them are there, none is called a spike."""
+    spike: Annotated[float, Field(gt=0)] | None = 10.0
+    """A loss so many robust standard deviations above the window's median is a spike, and its step not taken; empty: never."""
+    drift: Annotated[float, Field(gt=0)] = 3.0
+    """A warning is given when the newer half of the window lies so many robust standard deviations above the older half."""
+    max_skips: Annotated[int, Field(ge=0)] = 4
+    """With more steps not taken among `skip_window`, training goes back to a checkpoint and round the data of those steps; a second
+    time it ends with exit 79."""
+    skip_window: Annotated[int, Field(ge=1)] = 100
+    compare_every: Annotated[int, Field(ge=1)] = 100
+    """Steps between two comparisons of the workers' weights under `ddp`; they are also compared before each checkpoint."""
+
+
 class Stage(Strict):
     """One training stage: what learns, from what, how."""
 
@@ -77,10 +94,18 @@ class Stage(Strict):
     lora: Lora | None = None
     strategy: Strategy = Strategy.DDP
     """`zero2` and `zero3` need DeepSpeed; `zero3` is for a language model too large for one device, and slower otherwise."""
+    compile: bool = True
+    """On a GPU, with packing: compile the language model's blocks for rows of one length; the first step waits for it."""
     memory: Memory = Memory.AUTO
     """What is computed again in the backward pass."""
     checkpoint_every: Annotated[int, Field(ge=1)] = 50
     """Optimizer steps between checkpoints."""
+    guard: Guard = Guard()
+
+    @property
+    def row_tokens(self) -> int:
+        """Tokens of a packed row."""
+        return self.micro_batch_tokens or self.batch_tokens
 
     @model_validator(mode="after")
     def _consistent(self) -> Stage:

@@ -56,12 +56,13 @@ def collate(examples: Sequence[Example], pixels: Pixels) -> Batch:
     )
 
 
-def packed(documents: Sequence[Sequence[Example]], pixels: Pixels) -> Batch:
+def packed(documents: Sequence[Sequence[Example]], pixels: Pixels, length: int = 0) -> Batch:
     """One sequence of D documents.
 
     Args:
         documents: Examples of each; several share everything up to and with their last image.
         pixels: As in `collate`.
+        length: Least length of the sequence; padding stands behind the documents. Compiled kernels want one length for all batches.
 
     Raises:
         DataError: `pixels` gave another number of images than the documents name.
@@ -70,10 +71,12 @@ def packed(documents: Sequence[Sequence[Example]], pixels: Pixels) -> Batch:
     laid = _Laid()
     for document in documents:
         laid.add(document)
+    tokens = laid.documents[-1].end
+    laid.pad(length - tokens)
     ids = np.concatenate(laid.ids).astype(np.int64)
     return Batch(
         input_ids=torch.from_numpy(ids)[None],
-        attention_mask=torch.ones(1, len(ids), dtype=torch.int64),
+        attention_mask=(torch.arange(len(ids)) < tokens).long()[None],
         sources=torch.from_numpy(np.concatenate(laid.sources)),
         targets=torch.from_numpy(np.concatenate(laid.targets).astype(np.int64)),
         pixel_values=_images([document[0].images for document in documents], pixels),
@@ -106,6 +109,11 @@ class _Laid:
         self._append(examples[0].input_ids[:trunk], 0)
         for example in examples:
             self._put(example, trunk, start)
+
+    def pad(self, count: int) -> None:
+        """`count` times the last token, an answer's and so never a placeholder, behind all documents."""
+        if count > 0:
+            self._append(np.full(count, self.ids[-1][-1]), 0)
 
     def _put(self, example: Example, first: int, start: int) -> None:
         """The example from `first` on; what stands before is laid out at `start` already."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from model.data import images
 from model.data.images import MAX_PIXELS, decode
 
 DEFAULT_CACHE_BYTES = 512 * 2**20
@@ -64,3 +65,7 @@ class PixelSource:
         """Shape of no image: (0, 3, H, W), with the size that the processor would give."""
         size = getattr(self._processor, "crop_size", None) or self._processor.size
         return 0, 3, int(size["height"]), int(size["width"])
+
+
+READING = (images, PixelSource)
+"""The code that turns a file into pixels; whoever keeps what follows from pixels compares it."""

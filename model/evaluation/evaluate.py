@@ -22,16 +22,20 @@ import torch
 
 from model import manifest
 from model.architecture.assembly import Assistant
+from model.architecture.features import Disk, FeatureSource
+from model.architecture.joint import encode
 from model.config import Benchmark, EvaluateSlice, Kind
-from model.data.dataset import Audit, DataSet
-from model.data.pixels import PixelSource
+from model.data.dataset import Audit, DataSet, file_digests
+from model.data.pixels import READING, PixelSource
 from model.data.records import Record
+from model.data.templates import Prompter
 from model.errors import DataError, MissingInputError
 from model.evaluation import benchmark as benchmarks
+from model.evaluation import vllm_engine
 from model.evaluation.baseline import Majority
 from model.evaluation.benchmark import BenchmarkFile
 from model.evaluation.bootstrap import Draws
-from model.evaluation.generate import Pixels, Prediction, Progress, answer_all, blinded, mean_image
+from model.evaluation.generate import Engine, Features, Prediction, Progress, answer_all, blinded, mean_image
 from model.evaluation.results import KIND, BenchmarkResult, Item, Report, write
 from model.evaluation.summary import Answered, summarise
 
@@ -62,6 +66,8 @@ def evaluate(
     progress: Progress | None = None,
     verify: bool = True,
     audit: Audit | None = None,
+    feature_cache: Disk | None = None,
+    export: Path | None = None,
 ) -> dict[str, Any]:
     """Evaluate `assistant` and commit the report artifact at `out`.
 
@@ -75,6 +81,8 @@ def evaluate(
         progress: Called with (answers done, all, "answers").
         verify: Hash the data sets against their manifests.
         audit: Records to leave out and limits, as training had them; none leaves out nothing.
+        export: The assistant as `model.architecture.export` wrote it: vLLM answers from it, where it is installed and a GPU is asked for.
+        feature_cache: Where the tower's features of images are kept, as training keeps them.
 
     Returns:
         The facts of the artifact: the headline figures of each benchmark.
@@ -86,16 +94,21 @@ def evaluate(
     """
     audit = audit or Audit()
     opened = {name: audit.open(name, folder, verify) for name, folder in sets.items()}
-    source = PixelSource(assistant.image_processor, max_pixels=audit.max_image_pixels)
+    source = PixelSource(assistant.image_processor, cache_bytes=0, max_pixels=audit.max_image_pixels)
+    assistant.model.requires_grad_(False)
+    features = FeatureSource(assistant, source, READING, feature_cache, file_digests(opened.values()), kept_bytes=0)
     files = [(entry, benchmarks.load(entry.benchmark)) for entry in piece.evaluation.benchmarks]
     asked = [(entry, file, _questions(entry, file, opened)) for entry, file in files]
     total = 2 * sum(len(records) for _, _, records in asked)
+    engine = _engine(piece, assistant, export, [record for _, _, records in asked for record in records])
     done = 0
     results: list[BenchmarkResult] = []
     items: list[Item] = []
     for entry, file, records in asked:
         training = _training(entry.set, opened, source, training_images)
-        answered = _answer(piece, assistant, file, opened[entry.set], records, training, source, _shifted(progress, done, total))
+        answered = _answer(
+            piece, assistant, file, opened[entry.set], records, training, features, engine, _shifted(progress, done, total)
+        )
         done += 2 * len(records)
         draws = Draws((r.group for r in records), piece.evaluation.bootstrap_samples, piece.evaluation.confidence, piece.seed)
         result = summarise(file, entry, opened[entry.set].manifest, answered, training.mean_of, draws)
@@ -184,17 +197,19 @@ def _answer(
     dataset: DataSet,
     records: Sequence[Record],
     training: Training,
-    source: PixelSource,
+    features: FeatureSource,
+    engine: Engine | None,
     progress: Progress | None,
 ) -> list[Answered]:
     """All questions with their images and blind, joined with what the baselines say."""
 
-    def ask(wanted: Sequence[Record], pixels: Pixels, start: int) -> list[Prediction]:
+    def ask(wanted: Sequence[Record], seen: Features, start: int) -> list[Prediction]:
         size, longest = piece.evaluation.batch_size, piece.evaluation.max_new_tokens
-        return answer_all(assistant, wanted, pixels, size, longest, _shifted(progress, start, 0), file.worded)
+        return answer_all(assistant, wanted, seen, size, longest, _shifted(progress, start, 0), file.worded, engine)
 
-    seeing = ask(records, lambda names: source([dataset.path(name) for name in names]), 0)
-    blind = ask(blinded(records), lambda names: training.mean.expand(len(names), *training.mean.shape), len(records))
+    mean = encode(assistant.model, training.mean[None].to(assistant.device))
+    seeing = ask(records, lambda names: features([dataset.path(name) for name in names]), 0)
+    blind = ask(blinded(records), lambda names: mean.expand(len(names), -1, -1), len(records))
     digests = _file_digests(dataset)
     return [
         Answered(
@@ -208,6 +223,14 @@ def _answer(
         )
         for record, said, guessed in zip(records, seeing, blind, strict=True)
     ]
+
+
+def _engine(piece: EvaluateSlice, assistant: Assistant, export: Path | None, records: Sequence[Record]) -> Engine | None:
+    if export is None or not vllm_engine.usable(piece.resources):
+        return None
+    end = Prompter(assistant.tokenizer, assistant.template, assistant.system, assistant.image_tokens).end_token_id
+    images = max(1, *(len(record.images) for record in records))
+    return vllm_engine.VllmEngine(export, assistant, end, piece.evaluation.max_new_tokens, images)
 
 
 def _shifted(progress: Progress | None, start: int, total: int) -> Progress | None:

@@ -11,12 +11,9 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
-import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import NoReturn
 
 import torch
@@ -28,43 +25,42 @@ from model.manifest import failed_write
 from model.training.ranks import Ranks, joined
 from model.training.reporter import LineReporter
 from model.training.stage import StageInputs, run_stage
+from model.training.stops import asked_by_signal
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code (model/errors.py)."""
-    stop = threading.Event()
+    with asked_by_signal() as stop:
+        out = Path()
+        try:
+            options = _parser().parse_args(arguments)
+            out = options.out
+            return _train(options, stop)
+        except Exception as error:
+            letter = error if isinstance(error, BiovlmError) else failed_write(out, error)
+            if letter is None:
+                raise  # a defect: its trace is worth more than a letter
+            sys.stderr.write(f"{letter}\n")
+            return int(letter.exit_code)
 
-    def ask(number: int, frame: FrameType | None) -> None:
-        stop.set()
 
-    signal.signal(signal.SIGTERM, ask)
-    signal.signal(signal.SIGINT, ask)
-    out = Path()
-    try:
-        options = _parser().parse_args(arguments)
-        out = options.out
-        whole = recipe.load(options.recipe, options.recipes, options.set)
-        piece = TrainSlice.model_validate(recipe.slices(whole)[options.stage])
-        # As many threads as a worker of the platform gets: results do not depend on where a stage runs, and a busy machine is not
-        # slowed down by threads that wait for each other.
-        torch.set_num_threads(max(1, int(piece.resources.cpus_per_worker)))
-        inputs = StageInputs(
-            sets=_pairs(options.data, "--data"),
-            bases=_pairs(options.base, "--base"),
-            parent=options.parent,
-            max_quarantined=whole.data.max_quarantined,
-            max_image_pixels=whole.data.max_image_pixels,
-        )
-        reporter = LineReporter(options.out / "metrics.jsonl")
-        with joined(piece.resources.gpus_per_worker > 0):
-            result = run_stage(piece, inputs, options.out / "work", options.out / "checkpoint", reporter, stop.is_set)
-            leads = Ranks.current(torch.device("cpu")).leads
-    except Exception as error:
-        letter = error if isinstance(error, BiovlmError) else failed_write(out, error)
-        if letter is None:
-            raise  # a defect: its trace is worth more than a letter
-        sys.stderr.write(f"{letter}\n")
-        return int(letter.exit_code)
+def _train(options: argparse.Namespace, stop: Callable[[], bool]) -> int:
+    whole = recipe.load(options.recipe, options.recipes, options.set)
+    piece = TrainSlice.model_validate(recipe.slices(whole)[options.stage])
+    # As many threads as a worker of the platform gets: results do not depend on where a stage runs, and a busy machine is not slowed
+    # down by threads that wait for each other.
+    torch.set_num_threads(max(1, int(piece.resources.cpus_per_worker)))
+    inputs = StageInputs(
+        sets=_pairs(options.data, "--data"),
+        bases=_pairs(options.base, "--base"),
+        parent=options.parent,
+        max_quarantined=whole.data.max_quarantined,
+        max_image_pixels=whole.data.max_image_pixels,
+    )
+    reporter = LineReporter(options.out / "metrics.jsonl")
+    with joined(piece.resources.gpus_per_worker > 0):
+        result = run_stage(piece, inputs, options.out / "work", options.out / "checkpoint", reporter, stop)
+        leads = Ranks.current(torch.device("cpu")).leads
     if leads:
         sys.stdout.write(f"{options.out / 'checkpoint'} {result.digest}\n")
     return int(ExitCode.DONE)

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from model import manifest
-from model.config import Schedule
+from model.config import Guard, Schedule
 from model.data.loading import DataSet, open_dataset
 from model.errors import BiovlmError, ExitCode, UsageError
 from model.training.base_language import build_language
@@ -36,6 +36,8 @@ from model.training.sharing import Replicated
 BETAS = (0.9, 0.98)
 WEIGHT_DECAY = 0.05
 WARMUP_STEPS = 20
+NO_MERCY = Guard(spike=None, max_skips=0)
+"""Minutes long and without a checkpoint to go back to: a loss that is no number ends it."""
 
 
 BUILDERS: dict[str, Callable[[DataSet, int, int | None], Lesson]] = {"tower": build_tower, "language": build_language}
@@ -67,7 +69,9 @@ def train_base(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         lesson = BUILDERS[part](dataset, seed, steps)
-        loss = train(_training(lesson, out, reporter))
+        training = _training(lesson, out, reporter)
+        loss = train(training).loss
+        training.store.clear()
     facts = {
         "name": f"{dataset.manifest.facts.get('name', 'unnamed')}-{part}",
         "part": part,
@@ -90,7 +94,7 @@ def _training(lesson: Lesson, out: Path, reporter: Reporter) -> Training:
         objective=lesson.objective,
         plan=lesson.plan,
         sharing=Replicated(Optimizer([Group("base", lesson.rate, lesson.weights)], BETAS, WEIGHT_DECAY), ranks),
-        settings=Settings(Schedule.COSINE, min(WARMUP_STEPS, total), clip_norm=1.0, checkpoint_every=total),
+        settings=Settings(Schedule.COSINE, min(WARMUP_STEPS, total), clip_norm=1.0, checkpoint_every=total, guard=NO_MERCY),
         store=Store(out.parent / f".{out.name}.work", {}, ranks, reporter),
         reporter=reporter,
         ranks=ranks,

@@ -21,6 +21,7 @@ from model.batch import Batch
 from model.config import Packing, Precision
 from model.data.loading import Examples, collate, divided, packed, packed_tokens
 from model.training import isolation
+from model.training.ahead import Ahead
 from model.training.loop import Micro, StepPlan
 
 
@@ -33,6 +34,7 @@ class AnswerObjective:
         features: N image paths to tower features (N, P, D).
         precision: Of the forward pass; weights that learn stay float32.
         packing: How the examples of a pass share it.
+        row_tokens: On a GPU, the length that packed rows are padded to, so that one compilation serves all; 0 for no padding.
         everywhere: See `joint.embed`.
     """
 
@@ -43,14 +45,22 @@ class AnswerObjective:
         features: Callable[[Sequence[Path]], torch.Tensor],
         precision: Precision,
         packing: Packing = Packing.NONE,
+        row_tokens: int = 0,
         everywhere: bool = False,
     ) -> None:
         self._assistant = assistant
         self._examples = examples
         self._features = features
         self._autocast = precision is Precision.BFLOAT16
-        self._packing = packing
+        self._packing, self._row_tokens = packing, row_tokens
         self._everywhere = everywhere
+        on_gpu = assistant.device.type == "cuda"
+        self._ahead = Ahead(self._batch, pin=True) if on_gpu else None
+
+    def expect(self, passes: Sequence[Micro]) -> None:
+        """Passes that come next, in order."""
+        if self._ahead is not None:
+            self._ahead.expect(passes)
 
     def num_targets(self, micro: Micro) -> int:
         """Targets of the examples."""
@@ -62,7 +72,7 @@ class AnswerObjective:
 
     def loss_sum(self, micro: Micro) -> torch.Tensor:
         """Sum of the cross-entropy over the targets, float32. DataError if placeholders and images do not agree."""
-        network, batch = self._assistant.model, self._batch(micro)
+        network, batch = self._assistant.model, self._given(micro)
         with self._computing():
             states = read(network, batch, embed(network, batch, batch.pixel_values, self._everywhere))
             return head.loss_sum(network.lm_head, states[batch.sources], batch.targets)
@@ -91,7 +101,7 @@ class AnswerObjective:
 
     def audit(self, micro: Micro, end_token_id: int) -> isolation.Finding:
         """What `isolation` finds in the batch of a pass. InternalError if a document sees another."""
-        network, batch = self._assistant.model, self._batch(micro)
+        network, batch = self._assistant.model, self._given(micro)
         blind = 0
         if batch.documents:
             with self._computing():
@@ -99,15 +109,19 @@ class AnswerObjective:
                 blind = isolation.check(batch, inputs, read(network, batch, inputs))
         return isolation.Finding(blind, isolation.text_share(batch.targets, self._assistant.tokenizer, end_token_id))
 
+    def _given(self, micro: Micro) -> Batch:
+        """The batch of a pass, on the device."""
+        return (self._ahead or self._batch)(micro).to(self._assistant.device)
+
     def _batch(self, micro: Micro) -> Batch:
         assistant, examples = self._assistant, self._examples
         if self._packing is Packing.NONE:
             batch = collate([examples[index] for index in micro], self._features)
         else:
             documents = divided(tuple(micro), examples.metadata, self._packing)
-            batch = packed([[examples[index] for index in document] for document in documents], self._features)
+            batch = packed([[examples[index] for index in document] for document in documents], self._features, self._row_tokens)
         check_joint(batch, assistant.image_token_id, assistant.image_tokens)
-        return batch.to(assistant.device)
+        return batch
 
     def _computing(self) -> torch.autocast:
         return torch.autocast(self._assistant.device.type, torch.bfloat16, enabled=self._autocast)

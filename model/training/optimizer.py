@@ -101,6 +101,10 @@ class Optimizer:
         self._adam.step()
         self._adam.zero_grad(set_to_none=False)
 
+    def discard(self) -> None:
+        """Gradients back to zero, without a step."""
+        self._adam.zero_grad(set_to_none=False)
+
     def rates(self, share: float) -> dict[str, float]:
         """Name of each group -> its learning rate."""
         return rates(self.groups, share)

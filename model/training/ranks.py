@@ -5,7 +5,9 @@
 3. `together` runs something on rank 0 alone, and lets the other ranks fail with it instead of waiting for it for ever.
 4. `ending_together` does the same for everything else: a rank that fails alone leaves its letter in the group's store, where the
    others look while they wait, and they fail with it.
-5. `joined` opens the process group where torchrun is the launcher; Ray opens its own.
+5. No wait is for ever: a rank that does not come for `patience_seconds`, or whose connection is gone, ends the others with
+   InternalError (exit 70), and the stacks of those who waited are on their stderr.
+6. `joined` opens the process group where torchrun is the launcher; Ray opens its own.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ import torch
 from torch import distributed
 
 from model.errors import BiovlmError, ExitCode, InternalError
+from model.training.watchdog import dump_stacks
 
+PATIENCE_SECONDS = 900.0
 KEY = "biovlm/run"
 POLL_SECONDS = 0.0002
 LOOK_SECONDS = 0.5
@@ -54,14 +58,16 @@ class Ranks:
     world_size: int = 1
     device: torch.device = torch.device("cpu")
     """Where tensors that travel must be: the GPU under NCCL."""
+    patience_seconds: float = PATIENCE_SECONDS
+    """Longest wait for another rank."""
 
     @classmethod
-    def current(cls, device: torch.device) -> Ranks:
+    def current(cls, device: torch.device, patience_seconds: float = PATIENCE_SECONDS) -> Ranks:
         """The present process group, or a world of one."""
         if not (distributed.is_available() and distributed.is_initialized()):
-            return cls()
+            return cls(patience_seconds=patience_seconds)
         carrier = device if distributed.get_backend() == "nccl" else torch.device("cpu")
-        return cls(distributed.get_rank(), distributed.get_world_size(), carrier)
+        return cls(distributed.get_rank(), distributed.get_world_size(), carrier, patience_seconds)
 
     @property
     def leads(self) -> bool:
@@ -73,7 +79,7 @@ class Ranks:
         if self.world_size == 1:
             return tensor
         travelling = tensor.to(self.device)
-        _wait(distributed.all_reduce(travelling, async_op=True))
+        self._wait(distributed.all_reduce(travelling, async_op=True))
         return travelling.to(tensor.device)
 
     def same(self, number: int) -> int:
@@ -85,7 +91,7 @@ class Ranks:
         if self.world_size == 1:
             return [tensor.cpu()]
         parts = [torch.empty_like(tensor, device=self.device) for _ in range(self.world_size)]
-        _wait(distributed.all_gather(parts, tensor.to(self.device), async_op=True))
+        self._wait(distributed.all_gather(parts, tensor.to(self.device), async_op=True))
         return [part.cpu() for part in parts]
 
     def together(self, act: Callable[[], int]) -> int:
@@ -106,6 +112,37 @@ class Ranks:
             raise _like(ExitCode(-result))
         return result
 
+    def tell(self, letter: BiovlmError) -> None:
+        """Leave a letter for the others, who look for one while they wait. The first one stays."""
+        if self.world_size > 1:
+            _leave(_store(), letter)
+
+    def _wait(self, work: Any) -> None:
+        """Wait for a message of all ranks, or raise the letter of one that will never send its part."""
+        store, began = _store(), time.monotonic()
+        look = began + LOOK_SECONDS
+        while not work.is_completed():
+            if time.monotonic() > look:
+                _raise_letter(store)
+                look = time.monotonic() + LOOK_SECONDS
+                if look > began + self.patience_seconds:
+                    dump_stacks()
+                    raise InternalError(
+                        f"rank {self.rank} waited {self.patience_seconds:,.0f} s for the other workers, and one did not come",
+                        "that worker stands still or is gone, its own log says where; the same command goes on from the last "
+                        "checkpoint. resources.stall_seconds is how long they wait",
+                    )
+            time.sleep(POLL_SECONDS)
+        try:
+            work.wait()
+        except RuntimeError as error:  # the connection to a rank is gone
+            time.sleep(LOOK_SECONDS)  # its letter, if it left one, may be just behind
+            _raise_letter(store)
+            raise InternalError(
+                f"rank {self.rank} lost its connection to another worker",
+                "that worker died; the same command goes on from the last checkpoint",
+            ) from error
+
 
 def ending_together(run: Callable[P, R]) -> Callable[P, R]:
     """`run` in every process of the group, so that one that fails ends those that wait for it, with its letter."""
@@ -114,17 +151,28 @@ def ending_together(run: Callable[P, R]) -> Callable[P, R]:
     def telling(*args: P.args, **kw: P.kwargs) -> R:
         if not (distributed.is_available() and distributed.is_initialized()):
             return run(*args, **kw)
-        store, rank = distributed.distributed_c10d._get_default_store(), distributed.get_rank()
+        store, rank = _store(), distributed.get_rank()
         store.add(f"{KEY}/{rank}", 1)
         try:
             return run(*args, **kw)
         except Exception as error:
             unknown = InternalError(f"{type(error).__name__} on rank {rank}", "its own log says more")
             letter = error if isinstance(error, BiovlmError) else unknown
-            store.set(_place(store), json.dumps([type(letter).__name__, letter.message, letter.hint]))
+            _leave(store, letter)
             raise
 
     return telling
+
+
+def _store() -> Any:
+    return distributed.distributed_c10d._get_default_store()
+
+
+def _leave(store: Any, letter: BiovlmError) -> None:
+    """Put the letter into the group's store, unless one is there."""
+    text = json.dumps([type(letter).__name__, letter.message, letter.hint])
+    with contextlib.suppress(RuntimeError):  # the process that holds the store may be gone
+        store.compare_set(_place(store), "", text)
 
 
 def _place(store: Any) -> str:
@@ -132,24 +180,11 @@ def _place(store: Any) -> str:
     return f"{KEY}/letter/{store.add(f'{KEY}/{distributed.get_rank()}', 0)}"
 
 
-def _wait(work: Any) -> None:
-    """Wait for a message of all ranks, or raise the letter of one that will never send its part."""
-    store = distributed.distributed_c10d._get_default_store()
-    look = time.monotonic() + LOOK_SECONDS
-    while not work.is_completed():
-        if time.monotonic() > look:
-            _raise_letter(store)
-            look = time.monotonic() + LOOK_SECONDS
-        time.sleep(POLL_SECONDS)
-    try:
-        work.wait()
-    except RuntimeError:  # the connection to a rank is gone
-        _raise_letter(store)
-        raise
-
-
 def _raise_letter(store: Any) -> None:
-    if not store.check([_place(store)]):
+    try:
+        if not store.check([_place(store)]):
+            return
+    except RuntimeError:  # the process that holds the store is gone, and its letter with it
         return
     name, message, hint = json.loads(store.get(_place(store)))
     known = {kind.__name__: kind for kind in BiovlmError.__subclasses__()}

@@ -25,7 +25,8 @@ class Reporter(Protocol):
         Args:
             step: From 1 to `total`.
             total: Optimizer steps of the whole run.
-            values: Name -> number, e.g. `loss`, `learning_rate/connector`, `tokens_per_second`.
+            values: Name -> finite number, e.g. `loss`, `learning_rate/connector`, `tokens_per_second`; without `loss` after a
+                step whose loss was no number. `skipped_steps` counts those not taken, once there are some.
         """
 
     def resumed(self, step: int) -> None:
@@ -80,7 +81,8 @@ class LineReporter:
         self._write({"event": "metrics", "step": step, "total": total, **values})
         if step == total or step % self._every == 0:
             speed = f"  {values['tokens_per_second']:,.0f} tokens/s" if "tokens_per_second" in values else ""
-            self._say(f"step {step:>5}/{total}  loss {values['loss']:.4f}{speed}")
+            loss = f"{values['loss']:.4f}" if "loss" in values else "not finite"
+            self._say(f"step {step:>5}/{total}  loss {loss}{speed}")
 
     def resumed(self, step: int) -> None:
         self._write({"event": "resumed", "step": step})

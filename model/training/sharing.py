@@ -6,7 +6,7 @@
     zero3            its part of weights, gradients and moments                               `zero.Zero`
 
 1. The loop gives every loss to `backward` and then, once a step, asks for `move`: gradients are added over the ranks, clipped, and
-   the optimizer moves, unless loss or gradient are not finite.
+   the optimizer moves, unless the loop objects to the loss or the gradient is not finite.
 2. `state` and `load` carry what was learned as whole, named tensors, whatever the strategy: checkpoints have one format.
 """
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -24,6 +24,7 @@ from model.training.optimizer import Optimizer
 from model.training.ranks import Ranks
 
 Tensors = Mapping[str, torch.Tensor]
+HASH_FACTOR = 1_000_003
 
 
 class Computable(Protocol):
@@ -54,17 +55,20 @@ class Sharing(Protocol):
     def backward(self, loss: torch.Tensor) -> None:
         """Add the gradient of a scalar to those of this step; over all ranks the scalars add up."""
 
-    def move(self, message: torch.Tensor, share: float, clip_norm: float) -> tuple[list[float], float]:
-        """End the step.
+    def move(
+        self, message: torch.Tensor, share: float, clip_norm: float, accept: Callable[[float], bool] = math.isfinite
+    ) -> tuple[list[float], float]:
+        """End the step: the optimizer moves, or the gradients are thrown away.
 
         Args:
             message: (N,) numbers of this rank, added over the ranks; the first is the loss.
             share: Of the peak learning rates.
             clip_norm: Largest norm of the gradient.
+            accept: Of the added loss; gives the same answer on every rank.
 
         Returns:
-            The added message, and the norm of the added gradient before clipping. If the loss or the norm is not finite, on no rank
-            has any weight changed.
+            The added message, and the norm of the added gradient before clipping, NaN if it was not needed. If the loss was not
+            accepted or the norm is not finite, on no rank has any weight or moment changed.
         """
 
     def rates(self, share: float) -> dict[str, float]:
@@ -75,6 +79,9 @@ class Sharing(Protocol):
 
     def load(self, weights: Tensors, moments: Tensors, where: str) -> None:
         """The reverse of `state`, on every rank. DataError unless names and shapes fit; `where` is for the letter."""
+
+    def fingerprint(self) -> torch.Tensor | None:
+        """(1,) int64 of all bits of weights and moments, equal on all ranks while all is well; None where each holds another part."""
 
     def whole(self, parameters: Iterable[nn.Parameter]) -> contextlib.AbstractContextManager[None]:
         """Inside, these parameters hold their whole values on every rank."""
@@ -103,15 +110,19 @@ class Replicated:
         if loss.requires_grad:  # a pass without images has no path to the connector
             loss.backward()
 
-    def move(self, message: torch.Tensor, share: float, clip_norm: float) -> tuple[list[float], float]:
+    def move(
+        self, message: torch.Tensor, share: float, clip_norm: float, accept: Callable[[float], bool] = math.isfinite
+    ) -> tuple[list[float], float]:
         weights = self.optimizer.weights.values()
         gradients = [weight.grad for weight in weights if weight.grad is not None]
         message = self._sum(gradients, message.to(gradients[0].device))
         norm = torch.nn.utils.get_total_norm(gradients)
         *values, length = torch.cat([message, norm.reshape(1).to(message)]).tolist()
-        if math.isfinite(values[0]) and math.isfinite(length):
+        if accept(values[0]) and math.isfinite(length):
             torch.nn.utils.clip_grads_with_norm_(weights, clip_norm, norm)
             self.optimizer.apply(share)
+        else:
+            self.optimizer.discard()
         return values, length
 
     def rates(self, share: float) -> dict[str, float]:
@@ -126,6 +137,14 @@ class Replicated:
                 weight.copy_(weights[name])
         self.optimizer.load_state(moments, where)
 
+    def fingerprint(self) -> torch.Tensor | None:
+        weights, moments = self.state()
+        sums = [_bits(tensor.detach()).sum(dtype=torch.int64) for values in (weights, moments) for tensor in values.values()]
+        total = torch.zeros((), dtype=torch.int64)
+        for value in torch.stack([value.to(self.device) for value in sums]).cpu():
+            total = total * HASH_FACTOR + value  # wraps around, as hashes do
+        return total.reshape(1)
+
     def whole(self, parameters: Iterable[nn.Parameter]) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
@@ -139,3 +158,8 @@ class Replicated:
             gradient.copy_(flat[start : start + gradient.numel()].view_as(gradient))
             start += gradient.numel()
         return flat[start:]
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor's bits as integers."""
+    return tensor.contiguous().view(torch.int32 if tensor.element_size() == 4 else torch.uint8)

@@ -14,26 +14,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from model import manifest
-from model.architecture import adapters, checkpoint, joint, packed
+from model.architecture import adapters, checkpoint
 from model.architecture.assembly import Assistant, build
-from model.config import Packing, Precision, TrainSlice
-from model.data.dataset import MAX_QUARANTINED
+from model.architecture.features import Disk
+from model.config import Precision, TrainSlice
+from model.data.dataset import MAX_QUARANTINED, DataSet
 from model.data.images import MAX_PIXELS
-from model.data.loading import DataSet, Examples, PixelSource, Plan, Prompter, Rules, check_rows, examples, open_dataset
+from model.data.loading import Prompter
 from model.errors import ConfigError
 from model.recipe import key_content
-from model.training.features import FeatureSource
+from model.training import material
 from model.training.loop import Settings, Training, train
 from model.training.objective import AnswerObjective
 from model.training.optimizer import warmup_steps
-from model.training.placing import device_of, place
+from model.training.places import Place
+from model.training.placing import device_of, place, spare, speed_up
 from model.training.ranks import Ranks, ending_together
 from model.training.reporter import Reporter, SilentReporter
 from model.training.resume import Store, differences
@@ -60,13 +61,15 @@ class StageInputs:
     """Largest share of records that may be left out, as in the recipe's `data`."""
     max_image_pixels: int = MAX_PIXELS
     """Largest width x height in pixels of an image, as in the recipe's `data`."""
+    feature_cache: Disk | None = None
+    """Where the tower's features of images are kept for further stages and runs; None keeps them in memory alone."""
 
 
 @ending_together
 def run_stage(
     piece: TrainSlice,
     inputs: StageInputs,
-    work: Path,
+    work: Path | Place,
     final: Path,
     reporter: Reporter,
     stop: Callable[[], bool] | None = None,
@@ -76,7 +79,7 @@ def run_stage(
     Args:
         piece: The stage's slice of the recipe.
         inputs: Data sets, base models, parent.
-        work: Folder for intermediate checkpoints, of this run alone; removed at the end.
+        work: Folder for intermediate checkpoints, of this run alone, or another place for them; removed at the end.
         final: Where the checkpoint appears.
         reporter: Hears metrics and notes, from rank 0 alone.
         stop: Becomes true when the run shall save and end.
@@ -89,10 +92,10 @@ def run_stage(
         CannotWriteError: as their classes say.
     """
     device = device_of(piece)
-    ranks = Ranks.current(device)
+    ranks = Ranks.current(device, piece.resources.stall_seconds)
     if not ranks.leads:
         reporter = SilentReporter()
-    sources = _open(piece, inputs)
+    sources = material.opened(piece, inputs.sets, inputs.exclude, inputs.max_quarantined)
     parents = _parents(inputs, sources)
     configuration = _configuration(piece, inputs, parents, ranks)
     finished = _finished(final, configuration)
@@ -100,7 +103,8 @@ def run_stage(
         reporter.note(f"{final} is already there and verifies")
         return finished
     assistant, training, facts = _assemble(piece, inputs, sources, configuration, device, ranks, reporter, work)
-    train(replace(training, stop=stop or (lambda: False)))
+    done = train(replace(training, stop=stop or (lambda: False)))
+    facts |= {"skipped_steps": done.num_skips, "left_out_steps": done.jumped, "world_sizes": training.store.world_sizes}
     learned = [*assistant.connector.parameters(), *adapters.parameters(assistant).values()]
 
     def write() -> int:
@@ -121,29 +125,31 @@ def _assemble(
     device: torch.device,
     ranks: Ranks,
     reporter: Reporter,
-    work: Path,
+    work: Path | Place,
 ) -> tuple[Assistant, Training, dict[str, Any]]:
     """The assistant ready to learn, everything the loop moves, and the facts of the checkpoint to be."""
     stage = piece.stage
     assistant = _start(piece, inputs)
     prompter = Prompter(assistant.tokenizer, stage.template or piece.model.template, piece.model.system, assistant.image_tokens)
-    learned = _examples(piece, prompter, sources, reporter)
-    steps = _plan(piece, learned, ranks.world_size)
+    learned = material.tokenised(piece, prompter, sources, reporter)
+    steps = material.planned(piece, learned, ranks.world_size)
     assistant, groups = prepare(assistant, stage, piece.seed)
-    if stage.packing is not Packing.NONE:
-        packed.install(assistant.model.model.language_model, piece.model.context_tokens)
+    row_tokens = speed_up(assistant, piece, device)
+    reporter.note(f"memory: {spare(assistant, piece, device, ranks)}")
     sharing = place(assistant, groups, stage, device, ranks)
-    features = _features(assistant, learned, stage.epochs, device, inputs.max_image_pixels)
-    objective = AnswerObjective(assistant, learned, features, stage.precision, stage.packing, everywhere=sharing.even)
-    _audit(objective, steps, ranks, prompter.end_token_id, reporter)
+    features = material.features(assistant, learned, sources, piece, inputs.feature_cache, inputs.max_image_pixels, reporter)
+    objective = AnswerObjective(assistant, learned, features, stage.precision, stage.packing, row_tokens, everywhere=sharing.even)
+    material.audit(objective, steps, ranks.rank, prompter.end_token_id, reporter)
     # One stream of random numbers for each rank (dropout); its state travels in the checkpoints.
     torch.manual_seed(piece.seed * 1_000_003 + ranks.rank)
     training = Training(
         objective=objective,
         plan=steps,
         sharing=sharing,
-        settings=Settings(stage.schedule, warmup_steps(len(steps), stage.warmup), stage.clip_norm, stage.checkpoint_every),
-        store=Store(work, configuration, ranks, reporter),
+        settings=Settings(
+            stage.schedule, warmup_steps(len(steps), stage.warmup), stage.clip_norm, stage.checkpoint_every, stage.guard
+        ),
+        store=Store(work, _without_workers(configuration), ranks, reporter, ranks.patience_seconds / 2),
         reporter=reporter,
         ranks=ranks,
         stop=lambda: False,
@@ -179,60 +185,6 @@ def _start(piece: TrainSlice, inputs: StageInputs) -> Assistant:
     return replace(assistant, settings=own, template=own.template, system=own.system, context_tokens=own.context_tokens)
 
 
-def _open(piece: TrainSlice, inputs: StageInputs) -> dict[str, DataSet]:
-    """The data sets that the stage uses, every file verified."""
-    used = dict.fromkeys(mixture.set for mixture in piece.stage.data)
-    return {
-        name: open_dataset(inputs.sets[name], max_quarantined=inputs.max_quarantined, exclude=inputs.exclude.get(name, ()))
-        for name in used
-        if name in inputs.sets
-    }
-
-
-def _examples(piece: TrainSlice, prompter: Prompter, sources: Mapping[str, DataSet], reporter: Reporter) -> Examples:
-    learned = examples(piece.stage.data, sources, prompter, piece.model.context_tokens, piece.stage.too_long)
-    for name, count in learned.set_aside.items():
-        if count:
-            reporter.note(f"{name}: {count:,} records are longer than {piece.model.context_tokens} tokens and left out")
-    return learned
-
-
-def _plan(piece: TrainSlice, learned: Examples, world_size: int) -> Plan:
-    """All optimizer steps."""
-    stage = piece.stage
-    if stage.packing is Packing.NONE:
-        micro = stage.micro_batch_tokens or max(1, stage.batch_tokens // world_size)
-    else:
-        # Not by the number of workers: rows, and so the order of samples, stay what they are when it changes.
-        micro = stage.micro_batch_tokens or stage.batch_tokens
-        check_rows(learned.metadata, learned.names, micro, stage.pack_images)
-    rules = Rules(stage.batch_tokens, micro, stage.packing, stage.pack_images)
-    return Plan(learned.metadata, rules, world_size, piece.seed, stage.epochs, learned.weights)
-
-
-def _audit(objective: AnswerObjective, steps: Plan, ranks: Ranks, end_token_id: int, reporter: Reporter) -> None:
-    """Look at the first batch before anything learns from it, and before the random numbers of the run begin."""
-    first = steps[0]
-    own = first[ranks.rank] or next(passes for passes in first if passes)
-    found = objective.audit(own[0], end_token_id)
-    reporter.note(
-        f"first batch: {found.text_share:.1%} of the loss on the assistant's text; a probed document is blind to "
-        f"{found.blind_positions} positions of its row"
-    )
-
-
-def _features(assistant: Assistant, learned: Examples, epochs: float, device: torch.device, max_pixels: int) -> FeatureSource:
-    def encode(pixels: torch.Tensor) -> torch.Tensor:
-        return joint.encode(assistant.model, pixels.to(device))
-
-    tower = assistant.model.model.vision_tower
-    feature_bytes = assistant.image_tokens * tower.config.hidden_size * tower.dtype.itemsize
-    paths = [path for index in range(len(learned)) for path in learned.images(index)]
-    source = partial(FeatureSource, encode, paths=paths, epochs=epochs, feature_bytes=feature_bytes)
-    kept = source(PixelSource(assistant.image_processor, cache_bytes=0, max_pixels=max_pixels))
-    return kept if kept.keeps else source(PixelSource(assistant.image_processor, max_pixels=max_pixels))
-
-
 def _parents(inputs: StageInputs, sources: Mapping[str, DataSet]) -> dict[str, str]:
     """Role -> digest of data and parent; the checkpoint adds the base models."""
     parents = {f"data:{name}": source.manifest.digest for name, source in sources.items()}
@@ -250,6 +202,12 @@ def _configuration(piece: TrainSlice, inputs: StageInputs, parents: Mapping[str,
         "exclude": {name: sorted(ids) for name, ids in sorted(inputs.exclude.items())},
         "world_size": ranks.world_size,
     }
+
+
+def _without_workers(configuration: Mapping[str, Any]) -> dict[str, Any]:
+    """What an intermediate checkpoint must agree with: the number of workers may change on the way."""
+    piece = {name: value for name, value in configuration["piece"].items() if name != "resources"}
+    return {**{name: value for name, value in configuration.items() if name != "world_size"}, "piece": piece}
 
 
 def _finished(final: Path, configuration: Mapping[str, Any]) -> manifest.Manifest | None:

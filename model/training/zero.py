@@ -18,7 +18,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -84,9 +84,12 @@ class Zero:
     def backward(self, loss: torch.Tensor) -> None:
         self._engine.backward(loss * self._ranks.world_size)  # the engine takes the mean over the ranks
 
-    def move(self, message: torch.Tensor, share: float, clip_norm: float) -> tuple[list[float], float]:
+    def move(
+        self, message: torch.Tensor, share: float, clip_norm: float, accept: Callable[[float], bool] = math.isfinite
+    ) -> tuple[list[float], float]:
         values = self._ranks.sum(message).tolist()
-        if not math.isfinite(values[0]):
+        if not accept(values[0]):
+            self._discard()
             return values, math.nan
         set_rates(self._adam, share)
         self._engine.optimizer.clip_grad = clip_norm
@@ -121,8 +124,22 @@ class Zero:
             for piece in self._pieces:
                 self._adam.state[piece]["step"].copy_(moments[f"step/{name}"])  # the same for all weights
 
+    def fingerprint(self) -> torch.Tensor | None:
+        return None
+
     def whole(self, parameters: Iterable[nn.Parameter]) -> contextlib.AbstractContextManager[None]:
         return self._gathered(parameters)
+
+    def _discard(self) -> None:
+        """Throw the gradients of this step away.
+
+        The engine spreads them over buffers that differ between its levels, and has one way to clean them all up: that of a step
+        whose gradient is not finite. So it gets one.
+        """
+        for pieces in self._engine.optimizer.averaged_gradients.values():
+            for gradient in pieces or ():
+                gradient.fill_(math.nan)
+        self._engine.step()
 
     def _gathered(
         self, parameters: Iterable[nn.Parameter], modifier_rank: int | None = None

@@ -7,8 +7,9 @@ import shutil
 from components.platform.events import EventLog, EventType
 from components.platform.settings import Settings
 from components.platform.store import StepRecord
+from model.config import Recipe
 from model.errors import ExitCode, RefusedError
-from pipelines import local
+from pipelines import local, plan_memory
 from pipelines import plan as plans
 from pipelines.summary import STEPS
 from tests.pipelines import micro
@@ -60,3 +61,51 @@ def test_a_step_that_vanished_is_named(tmp_path):
     letter = local._letter(settings)
     assert letter.exit_code == ExitCode.INTERNAL
     assert "task ended without a word" in letter.message
+
+
+def sized(**resources):
+    """A recipe whose base models stand in it, so that their sizes are known before anything ran."""
+    language = {
+        "model_type": "llama", "tokenizer": "nowhere", "vocab_size": 32_064, "hidden_size": 512, "intermediate_size": 2048,
+        "num_hidden_layers": 8, "num_attention_heads": 8,
+    }  # fmt: skip
+    tower = {
+        "model_type": "clip_vision_model", "hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 6,
+        "num_attention_heads": 3, "image_size": 336, "patch_size": 14,
+    }  # fmt: skip
+    values = micro.recipe().model_dump(mode="json")
+    values["model"] |= {"tower": {"config": tower}, "language": {"config": language}, "context_tokens": 1024}
+    values["resources"] |= resources
+    for stage in values["stages"].values():
+        stage |= {"batch_tokens": 8192, "micro_batch_tokens": 4096}
+    return Recipe.model_validate(values)
+
+
+def memory_of(home, **resources):
+    settings = Settings.from_environment({"BIOVLM_HOME": str(home)})
+    return {step.name: step.memory for step in plans.plan(sized(**resources), settings) if step.memory is not None}
+
+
+def test_a_plan_says_what_each_stage_keeps_and_what_it_takes(tmp_path):
+    roomy, tight = memory_of(tmp_path, memory_gib=16), memory_of(tmp_path, memory_gib=3)
+    assert list(roomy) == ["align", "instruct", "task"]
+    assert (roomy["task"].recomputed, roomy["task"].blocks, roomy["task"].budget_bytes) == (0, 8, 16 * 2**30)
+    assert roomy["task"].text.startswith("keeps everything: about ")
+    assert 0 < tight["task"].recomputed <= 8
+    assert tight["task"].needed_bytes <= 3 * 2**30 < tight["task"].kept_bytes == roomy["task"].needed_bytes
+    assert "blocks again" in tight["task"].text
+
+
+def test_a_plan_says_what_would_be_refused_and_what_a_gpu_decides(tmp_path):
+    refused = memory_of(tmp_path, memory_gib=0.5)["task"]
+    assert refused.text.startswith("would be refused: ")
+    assert refused.needed_bytes is None
+    gpu = memory_of(tmp_path, gpus_per_worker=1)["task"]
+    assert "the GPU's free memory decides" in gpu.text
+    assert gpu.recomputed is None
+
+
+def test_without_the_base_models_the_stage_decides_when_it_starts(tmp_path):
+    settings = Settings.from_environment({"BIOVLM_HOME": str(tmp_path / "home")})
+    said = [step.memory.text for step in plans.plan(micro.recipe(), settings) if step.memory is not None]
+    assert said == [plan_memory.LATER] * 3

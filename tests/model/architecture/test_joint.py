@@ -98,6 +98,20 @@ def test_no_graph_is_built_through_the_tower(assistant: Assistant) -> None:
     assistant.model.zero_grad()
 
 
+@pytest.mark.parametrize("layer", [-3, -2, -1, 1, 2])
+def test_the_layers_behind_the_selected_one_are_not_run_and_no_bit_changes(bases: dict[str, Path], layer: int) -> None:
+    assistant = build(model_settings(feature_layer=layer), bases, seed=0)
+    pixels = torch.randn(2, 3, IMAGE_SIZE, IMAGE_SIZE)
+    tower = assistant.model.model.vision_tower
+    with torch.no_grad():
+        theirs = tower(pixels, output_hidden_states=True).hidden_states[layer][:, 1:]
+    ran: list[int] = []
+    for number, module in enumerate(tower.encoder.layers):
+        module.register_forward_hook(lambda *_, number=number: ran.append(number))
+    assert torch.equal(encode(assistant.model, pixels), theirs)
+    assert ran == list(range(layer % 3))
+
+
 def test_features_are_those_of_the_layer_that_the_recipe_names(bases: dict[str, Path]) -> None:
     pixels = torch.randn(2, 3, IMAGE_SIZE, IMAGE_SIZE)
     for layer in (-1, -2, -3, 1):

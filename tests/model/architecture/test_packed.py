@@ -148,7 +148,7 @@ def test_flex_attention_is_given_the_same_mask() -> None:
     length = 30
     generator = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(1, heads, length, 8, generator=generator) for heads in (4, 2, 2))
-    layout = packed.Layout(documents, (15, 6, 9), masks=tuple(packed._branch_mask(each) for each in documents))
+    layout = packed.Layout(documents, tuple(packed._branch_mask(each) for each in documents))
     ours, _ = packed.attend(nn.Module(), query, key, value, None, scaling=8**-0.5, layout=layout)
     blocks = packed.block_mask(documents, length, "cpu")
     theirs = flex_attention(query, key, value, block_mask=blocks, scale=8**-0.5, enable_gqa=True)
@@ -156,6 +156,14 @@ def test_flex_attention_is_given_the_same_mask() -> None:
     document, branch = packed.allowed(documents, length + 2)
     assert document.tolist()[-2:] == [3, 3]  # padding
     assert branch.tolist()[15:21] == [0] * 6
+
+
+def test_padding_behind_the_documents_changes_nothing(assistants: tuple[Assistant, Assistant]) -> None:
+    _, together = assistants
+    documents = cases(together.image_token_id)["one turn"]
+    plain, padded = (pack(documents, lambda paths: features_of(together, paths), length) for length in (0, 200))
+    assert (padded.input_ids.shape[1], padded.num_tokens) == (200, plain.num_tokens)
+    torch.testing.assert_close(loss_of(together, padded), loss_of(together, plain), rtol=CLOSE, atol=0)
 
 
 def qwen() -> Qwen2_5_VLForConditionalGeneration:

@@ -14,9 +14,13 @@ from tests.model.tiny_bases import make_language, make_tower, model_settings
 
 
 @pytest.fixture(scope="session")
-def assistant(tmp_path_factory: pytest.TempPathFactory) -> Assistant:
+def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("bases")
-    bases = {"tower": make_tower(root / "tower"), "language": make_language(root / "language")}
+    return {"tower": make_tower(root / "tower"), "language": make_language(root / "language")}
+
+
+@pytest.fixture(scope="session")
+def assistant(bases: dict[str, Path]) -> Assistant:
     return build(model_settings(), bases, seed=3)
 
 

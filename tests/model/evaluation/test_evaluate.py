@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from pydantic import ValidationError
 
 from model import manifest
 from model.architecture.assembly import Assistant
+from model.architecture.features import Disk, FeatureSource
 from model.config import Benchmark, EvaluateSlice, Evaluation, Resources
 from model.data.dataset import Audit, DataSet
 from model.data.records import Record
@@ -156,3 +158,23 @@ def with_records(folder: Path, source: DataSet, keep: object, files: Mapping[str
         kept = [record for record in records if keep(record)]  # type: ignore[operator]
         path.write_text("".join(json.dumps(record) + "\n" for record in kept))
     return folder
+
+
+def test_features_of_an_earlier_evaluation_or_training_are_used_again_and_change_nothing(
+    assistant: Assistant, phantom_folder: Path, tmp_path: Path, done: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[Path] = []
+    together = FeatureSource._encode_together
+    monkeypatch.setattr(FeatureSource, "_encode_together", lambda source, paths: encoded.extend(paths) or together(source, paths))
+    disk = Disk(tmp_path / "cache", 2**24)
+    counts = []
+    for name in ("cold", "warm"):
+        encoded.clear()
+        evaluate(piece(), assistant, CHECKPOINT, {"phantom": phantom_folder}, tmp_path / name, feature_cache=disk)
+        assert manifest.read(tmp_path / name).digest == manifest.read(done).digest
+        counts.append(len(encoded))
+        for _ in range(1000):  # the last entries are still being written
+            if len([path for path in disk.folder.rglob("*") if len(path.name) == 62]) == 5:
+                break
+            time.sleep(0.01)
+    assert counts == [5, 0], "the test images once, and then never"

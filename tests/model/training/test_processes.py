@@ -68,7 +68,7 @@ def test_after_sigterm_and_kill_the_same_command_ends_with_the_same_bytes(argume
     assert process.returncode == ExitCode.PREEMPTED, errors
     assert "hint: the same command goes on from there" in errors
     stopped = finished_steps(out)
-    assert (out / "work" / f"step-{stopped:06d}").is_dir()
+    assert (out / "work" / "attempt-000001" / f"step-{stopped:06d}").is_dir()
 
     process = start(arguments, out)
     wait_for_step(process, out, stopped + 3)
@@ -83,7 +83,8 @@ def test_after_sigterm_and_kill_the_same_command_ends_with_the_same_bytes(argume
         row["step"] for row in map(json.loads, (out / "metrics.jsonl").read_text().splitlines()) if row["event"] == "resumed"
     ]
     assert resumes[0] == stopped
-    assert resumes[1] >= stopped + 1  # of three further steps two are lost at most: every second one is saved
+    # Every second step is saved, and the newest one may have been under way: of three further steps all can be lost, no more.
+    assert resumes[1] >= stopped
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ from model.config import Kind
 from model.data.loading import open_dataset
 from model.errors import ConfigError, DataError, MissingInputError, PreemptedError
 from model.training import resume
+from model.training.objective import AnswerObjective
 from model.training.optimizer import Optimizer
 from model.training.reporter import ListReporter
+from model.training.sharing import Replicated
 from model.training.stage import StageInputs, run_stage
 from tests.model.tiny_stages import piece, stop_after
 
@@ -62,15 +64,15 @@ def ends(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, torch.Tensor]]:
     """The optimizer's state and the random state at the end of each run, by the run's folder."""
     found: dict[str, dict[str, torch.Tensor]] = {}
     used: list[Optimizer] = []
-    apply = Optimizer.apply
+    apply, cleared = Optimizer.apply, resume.Store.clear
 
     def remember(optimizer: Optimizer, share: float) -> None:
         used.append(optimizer)
         apply(optimizer, share)
 
     def clear(store: resume.Store) -> None:
-        found[store.work.parent.name] = {**used[-1].state(), "random": torch.get_rng_state()}
-        shutil.rmtree(store.work, ignore_errors=True)
+        found[store.place.root.parent.name] = {**used[-1].state(), "random": torch.get_rng_state()}
+        cleared(store)
 
     monkeypatch.setattr(resume.Store, "clear", clear)
     monkeypatch.setattr(Optimizer, "apply", remember)
@@ -80,7 +82,7 @@ def ends(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, torch.Tensor]]:
 @pytest.mark.parametrize(
     ("stage", "stops", "epochs"),
     [("instruct", (1,), 0.4), ("instruct", (3, 1, 2), 0.6), ("align", (2, 5), 2)],
-    ids=["in warm-up", "at and between checkpoints", "in both epochs"],
+    ids=["in warm-up", "at and between checkpoints, in the decay", "in both epochs"],
 )
 def test_a_resumed_run_ends_with_the_same_bytes(
     inputs: StageInputs,
@@ -110,25 +112,38 @@ def whole(phantom: Path, bases: dict[str, Path], tmp_path_factory: pytest.TempPa
 def test_forgetting_any_part_of_the_state_would_be_seen(
     inputs: StageInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: manifest.Manifest, forgotten: str
 ) -> None:
-    restore, resumed_at = resume.Store._restore, resume.Store.resume
+    load, resumed_at = Replicated.load, resume.Store.resume
 
-    def all_but_weights(store: resume.Store, folder: Path, optimizer: Optimizer) -> None:
-        before = {name: weight.detach().clone() for name, weight in optimizer.weights.items()}
-        restore(store, folder, optimizer)
-        with torch.no_grad():
-            for name, weight in optimizer.weights.items():
-                weight.copy_(before[name])
+    def all_but_weights(sharing: Replicated, weights: Any, moments: Any, where: str) -> None:
+        load(sharing, {name: weight.detach().clone() for name, weight in sharing.weights.items()}, moments, where)
+
+    def one_step_early(store: resume.Store, sharing: Replicated) -> resume.Resumed:
+        resumed = resumed_at(store, sharing)
+        return dataclasses.replace(resumed, step=max(0, resumed.step - 1))
 
     if forgotten == "moments":
         monkeypatch.setattr(Optimizer, "load_state", lambda *_: None)
     elif forgotten == "random numbers":
         monkeypatch.setattr(resume, "_set_random_state", lambda _: None)
-    elif forgotten == "position":
-        monkeypatch.setattr(resume.Store, "resume", lambda store, optimizer: max(0, resumed_at(store, optimizer) - 1))
+    elif forgotten == "position":  # of the data and of the schedule: both follow from it
+        monkeypatch.setattr(resume.Store, "resume", one_step_early)
     elif forgotten == "weights":
-        monkeypatch.setattr(resume.Store, "_restore", all_but_weights)
+        monkeypatch.setattr(Replicated, "load", all_but_weights)
     resumed = run("instruct", inputs, tmp_path, (2,), epochs=0.2)
     assert (resumed.digest == whole.digest) is (forgotten == "nothing")
+
+
+def test_a_stage_that_left_out_a_step_says_so_in_its_checkpoint(
+    inputs: StageInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss_sum, passes = AnswerObjective.loss_sum, iter(range(10**6))
+    monkeypatch.setattr(
+        AnswerObjective, "loss_sum", lambda self, micro: loss_sum(self, micro) * (math.nan if next(passes) == 1 else 1)
+    )
+    reporter = ListReporter()
+    record = run_stage(piece("instruct", epochs=0.2), inputs, tmp_path / "work", tmp_path / "final", reporter)
+    assert (record.facts["skipped_steps"], record.facts["left_out_steps"], record.facts["world_sizes"]) == (1, [], [[0, 1]])
+    assert "records train-" in reporter.notes[-1]
 
 
 def test_a_changed_configuration_does_not_go_on(inputs: StageInputs, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from datetime import timedelta
@@ -41,7 +42,7 @@ def main() -> None:
 
 
 def run(job: dict[str, Any], given: StageInputs, rank: int) -> dict[str, Any]:
-    """One stage; a job can be stopped by rank 1 after two steps, or get a bad gradient there."""
+    """One stage; a job can be stopped by rank 1 after two steps, or get a bad loss or gradient there."""
     reporter, root = ListReporter(), Path(job["root"])
     asked, passes = iter(range(1, 10**6)), iter(range(1, 10**6))
     padded = [0]
@@ -53,8 +54,9 @@ def run(job: dict[str, Any], given: StageInputs, rank: int) -> dict[str, Any]:
 
     def loss_sum(self: AnswerObjective, micro: Sequence[int]) -> torch.Tensor:
         loss = ORIGINAL(self, micro)
-        bad = rank == 1 and next(passes) == job.get("bad_pass")
-        return loss + (loss * 0.0).sqrt() if bad else loss  # adds 0, and its slope is no number
+        if rank == 0 or next(passes) != job.get("bad_pass"):
+            return loss
+        return loss + (loss * 0.0).sqrt() if job["bad"] == "gradient" else loss * math.nan  # adds 0, and its slope is no number
 
     AnswerObjective.loss_sum = loss_sum  # type: ignore[method-assign]
     loop._padding = padding
@@ -64,7 +66,13 @@ def run(job: dict[str, Any], given: StageInputs, rank: int) -> dict[str, Any]:
         run_stage(TrainSlice.model_validate(job["piece"]), given, root / "work", root / "final", reporter, stop)
     except BiovlmError as error:
         code, message = int(error.exit_code), error.message
-    return {"code": code, "message": message, "losses": [row["loss"] for row in reporter.rows], "padded": padded[0]}
+    message = message or " ".join(reporter.notes)
+    return {
+        "code": code,
+        "message": message,
+        "losses": [row["loss"] for row in reporter.rows if "loss" in row],
+        "padded": padded[0],
+    }
 
 
 class Squares:
@@ -91,10 +99,11 @@ def round_trip(level: Strategy, folder: Path, rank: int) -> dict[str, Any]:
             else zero.Zero(strategy, [network], groups, (0.9, 0.999), 0.0, ranks.device, ranks)
         )
         store = Store(folder / f"{level}-round", {}, ranks, ListReporter())
-        if not store.resume(sharing):
+        if not store.resume(sharing).step:
             sharing.backward(sharing.loss_sum(Squares(network), [0, 1]))
             sharing.move(torch.zeros(1), 1.0, 1e9)
             store.save(1, sharing)
+            store.settle()
         weights, moments = sharing.state()
         kept.append({**weights, **moments})
     same = kept[0].keys() == kept[1].keys() and all(torch.equal(kept[0][name], kept[1][name]) for name in kept[0])

@@ -1,0 +1,97 @@
+"""How often one step is tried, over all layers together.
+
+The pipeline, the cluster's job and Ray's worker group can each start a step again, and their bounds multiply: 3 x 3 x 3 attempts at
+something that cannot succeed. So attempts are counted in one place, and every layer's bound is cut to what is left.
+
+1. `again` is the decision: what cannot change is tried once, a stop from outside is free, all else counts up to `MOST_ATTEMPTS`.
+2. `Attempts` is the count: a file beside the step's scratch folder, one line for each begin and for each stop from outside. It counts
+   for one run of the pipeline; who starts a new run has decided to try again.
+3. A training step gives Ray no more restarts than `forgiven` says, and begins none when the attempts are used up (RefusedError,
+   exit 77, which nobody retries).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from model import manifest
+from model.errors import NEVER_RETRIED, ExitCode, RefusedError
+
+MOST_ATTEMPTS = 12
+
+
+def again(code: int | None, attempts: int, most: int = MOST_ATTEMPTS) -> bool:
+    """Whether a step may be started again.
+
+    Args:
+        code: What it ended with; None if its process vanished.
+        attempts: How many have counted so far, this one included.
+        most: How many may count.
+    """
+    if code == ExitCode.DONE or code in NEVER_RETRIED:
+        return False
+    return code == ExitCode.PREEMPTED or attempts < most
+
+
+def forgiven(max_failures: int, attempts: int, most: int = MOST_ATTEMPTS) -> int:
+    """How many failures the layer that now begins may forgive, of the `max_failures` it wants to.
+
+    Args:
+        max_failures: As the recipe says.
+        attempts: How many have counted before.
+        most: How many may count.
+    """
+    return max(0, min(max_failures, most - attempts - 1))
+
+
+class Attempts:
+    """The count of one step in one run.
+
+    Args:
+        path: The file; made when the first attempt begins.
+        run_id: Of the pipeline run.
+        most: How many attempts may count.
+    """
+
+    def __init__(self, path: Path, run_id: str, most: int = MOST_ATTEMPTS) -> None:
+        self._path, self._run_id, self._most = path, run_id, most
+
+    @property
+    def counted(self) -> int:
+        """Attempts of this run so far, without those that were stopped from outside."""
+        if not self._path.is_file():
+            return 0
+        lines = [json.loads(line) for line in self._path.read_text(encoding="utf-8").splitlines()]
+        said = [line["what"] for line in lines if line["run"] == self._run_id]
+        return said.count("begun") - said.count("stopped")
+
+    def check(self) -> None:
+        """RefusedError if none is left."""
+        if self.counted >= self._most:
+            raise RefusedError(
+                f"the step was tried {self.counted} times in this run, {self._most} are allowed over all layers",
+                "look at its log for what it died of; a new run begins to count anew and goes on from the last checkpoint",
+            )
+
+    def begin(self) -> None:
+        """Count one more. Errors as `check`; CannotWriteError."""
+        self.check()
+        self._append("begun")
+
+    def stopped(self) -> None:
+        """The attempt was stopped from outside: it does not count."""
+        self._append("stopped")
+
+    def _append(self, what: str) -> None:
+        line = json.dumps({"run": self._run_id, "what": what}) + "\n"
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            try:
+                os.write(descriptor, line.encode())
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise manifest.cannot_write(self._path, error) from error

@@ -1,0 +1,76 @@
+"""Cheaper layers compute what PEFT and transformers compute."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from model.architecture import adapters, fused
+from model.architecture.assembly import Assistant, build
+from model.config import Lora
+from tests.model.tiny_bases import model_settings
+
+CLOSE = 1e-5
+"""Relative to the largest value: float32 rounds a merged weight as it rounds any product."""
+
+
+def with_adapter(bases: dict[str, Path], dropout: float = 0.0, dtype: torch.dtype = torch.float32) -> Assistant:
+    """With an adapter whose B is not zero, as it is after the first step."""
+    assistant = adapters.attach(
+        build(model_settings(), bases, seed=0, dtype=dtype), Lora(rank=4, alpha=8, dropout=dropout), seed=1
+    )
+    with torch.no_grad():
+        for name, weight in adapters.parameters(assistant).items():
+            if "lora_B" in name:
+                weight.normal_(generator=torch.Generator().manual_seed(len(name)))
+    assistant.model.train()
+    return assistant
+
+
+def outcome(assistant: Assistant, frozen_inputs: bool) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    inputs = torch.randn(2, 9, 32, generator=torch.Generator().manual_seed(0), requires_grad=not frozen_inputs)
+    states = assistant.model.model.language_model(inputs_embeds=inputs, use_cache=False).last_hidden_state
+    weights = {name: weight for name, weight in assistant.model.named_parameters() if weight.requires_grad}
+    asked = [*weights.values()] + ([] if frozen_inputs else [inputs])
+    gradients = torch.autograd.grad(states.pow(3).sum(), asked, allow_unused=True)
+    return states, {name: value for name, value in zip([*weights, "inputs"], gradients, strict=False) if value is not None}
+
+
+@pytest.mark.parametrize("frozen_inputs", [False, True], ids=["connector learns", "adapter alone"])
+@pytest.mark.parametrize("norms", [False, True], ids=["norms frozen", "norms learn"])
+def test_states_and_gradients_are_those_of_peft(bases: dict[str, Path], frozen_inputs: bool, norms: bool) -> None:
+    assistant = with_adapter(bases)
+    assistant.model.model.language_model.norm.weight.requires_grad_(norms)
+    states, gradients = outcome(assistant, frozen_inputs)
+    assert fused.install(assistant.model.model.language_model) == 14  # seven linear layers in each of two blocks
+    fast_states, fast_gradients = outcome(assistant, frozen_inputs)
+    torch.testing.assert_close(fast_states, states, rtol=CLOSE, atol=CLOSE)
+    assert fast_gradients.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        assert (fast_gradients[name] - gradient).abs().max() <= CLOSE * gradient.abs().max(), name
+
+
+@pytest.mark.parametrize("case", ["dropout", "bfloat16"])
+def test_layers_that_would_not_be_the_same_are_left_alone(bases: dict[str, Path], case: str) -> None:
+    dropout, dtype = (0.5, torch.float32) if case == "dropout" else (0.0, torch.bfloat16)
+    assert fused.install(with_adapter(bases, dropout, dtype).model.model.language_model) == 0
+
+
+def test_a_merge_after_training_is_the_usual_one(bases: dict[str, Path], tmp_path: Path) -> None:
+    plain, fast = (adapters.merge(each, None) for each in (with_adapter(bases), _installed(with_adapter(bases))))
+    for (name, one), two in zip(plain.model.named_parameters(), fast.model.parameters(), strict=True):
+        assert torch.equal(one, two), name
+    assert not any(isinstance(layer, fused.LoraLinear) for layer in fast.model.modules())
+
+
+def _installed(assistant: Assistant) -> Assistant:
+    fused.install(assistant.model.model.language_model)
+    return assistant
+
+
+def test_memory_can_be_kept_on_any_system() -> None:
+    fused.keep_freed_memory()
+    assert isinstance(nn.Linear(2, 2)(torch.zeros(1, 2)), torch.Tensor)
