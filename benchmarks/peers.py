@@ -36,8 +36,6 @@ QUICK_SIZES = {"c1": (4, 16), "vqa_rad": (2, 8), "slake_like": (1, 4)}
 REPEATS, QUICK_REPEATS = 5, 2
 BATCH, ROW_TOKENS, THREADS = 4, 4096, 2
 RATE, RANK, ALPHA = 1e-4, 16, 32
-CACHED_EPOCHS = (2.0, 4.0)
-"""Epochs of the small and the large run of a cached contender, both on the large size: the difference finds every feature there."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +108,8 @@ def _measure_one(title: str, bases: models.Bases, sizes: Sequence[Sized], option
         pair = _pair(contender, title, bases, sizes, longest)
         try:
             extra[contender.label] = _differences(ours, pair, known) | _audit(pair)
+            if contender.cached:
+                runs.run(contender.framework, runs.with_mode(pair.large, "warm"))
             pairs.append(pair)
         except RunError as error:
             failed[contender.label] = _shortened(error)
@@ -133,18 +133,10 @@ def _pair(contender: Contender, title: str, bases: models.Bases, sizes: Sequence
         mode="train", llava=str(bases.llava), documents=str(small.listed), out=str(folder / "small"), tuned=contender.tuned,
         packing=contender.packing, row_tokens=ROW_TOKENS, batch=BATCH, epochs=1.0, batch_tokens=max(64, BATCH * longest), rate=RATE,
         rank=RANK, alpha=ALPHA, threads=THREADS, dataset=str(small.dataset),
-        bases={name: str(path) for name, path in bases.mapping.items()},
+        bases={name: str(path) for name, path in bases.mapping.items()}, cache=str(folder / "features") if contender.cached else "",
     )  # fmt: skip
     second = replace(first, documents=str(large.listed), dataset=str(large.dataset), out=str(folder / "large"))
-    if not contender.cached:
-        return Pair(contender, first, second, large.documents - small.documents)
-    few, many = CACHED_EPOCHS
-    return Pair(
-        contender,
-        replace(second, out=str(folder / "small"), epochs=few),
-        replace(second, epochs=many),
-        int((many - few) * large.documents),
-    )
+    return Pair(contender, first, second, large.documents - small.documents)
 
 
 def _ids(pair: Pair, known: dict[tuple[str, bool], list[dict[str, Any]]]) -> list[dict[str, Any]]:

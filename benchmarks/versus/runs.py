@@ -34,7 +34,7 @@ class Contender:
     tuned: bool = True
     packing: str = "none"
     cached: bool = False
-    """Ours: multi-epoch, features computed once."""
+    """Ours: features of all images are found on disk, left there by a run before, as in a second epoch, stage or trial."""
 
 
 CONTENDERS = (

@@ -23,7 +23,7 @@ class Job:
     """What to do, in one environment."""
 
     mode: str
-    """`dump` token ids, `train`, `flops` (train and count), or `audit` the first batch."""
+    """`dump` token ids, `train` (`warm` where it only fills a cache), `flops` (train and count), or `audit` the first batch."""
     llava: str
     """Folder of the assembled model."""
     documents: str

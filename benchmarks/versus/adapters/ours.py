@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,14 @@ from typing import Any
 from benchmarks.versus import models
 from benchmarks.versus.adapters.job import TARGETS, Job, dump, read_job, run_training, write_result
 from model.architecture.assembly import build
+from model.architecture.features import Disk
 from model.config import TrainSlice
 from model.data.loading import Prompter, examples, open_dataset
 from model.training.reporter import LineReporter
 from model.training.stage import StageInputs, run_stage
 
 SET = "bench"
+CACHE_BYTES = 2**34
 
 
 def piece(job: Job) -> TrainSlice:
@@ -45,15 +46,10 @@ def piece(job: Job) -> TrainSlice:
 
 
 def stage_inputs(job: Job) -> StageInputs:
-    """Artifacts, and the feature cache where the stage knows one."""
-    inputs = StageInputs({SET: Path(job.dataset)}, {name: Path(folder) for name, folder in (job.bases or {}).items()})
-    if not job.cache:
-        return inputs
-    known = {field.name for field in dataclasses.fields(inputs)} & {"feature_cache", "features", "cache"}
-    if not known:
-        raise SystemExit("this version of biovlm has no feature cache on disk; leave out `cache`")
-    named: dict[str, Any] = {known.pop(): Path(job.cache)}
-    return dataclasses.replace(inputs, **named)
+    """Artifacts, and the feature cache if the job names one."""
+    disk = Disk(Path(job.cache), CACHE_BYTES) if job.cache else None
+    bases = {name: Path(folder) for name, folder in (job.bases or {}).items()}
+    return StageInputs({SET: Path(job.dataset)}, bases, feature_cache=disk)
 
 
 def main() -> None:
