@@ -1,5 +1,5 @@
 # The same commands that CI runs. Each makes .venv by itself when it is missing or stale (infra/bootstrap.py).
-.PHONY: help demo test check fix bench lock clean env
+.PHONY: help demo test check fix bench bench-peers bench-gpu lock clean env
 .DEFAULT_GOAL := help
 BIN := .venv/bin
 # Written on first import: without it each process would compile torch, mlflow and kfp again (mlflow: 9 s instead of 4 s).
@@ -8,7 +8,7 @@ FOUND = $(shell for p in python3.11 python3.12 python3.13 python3.14; do $$p -c 
 PYTHON ?= $(or $(FOUND),python3)
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 16
 
 demo: .venv/.stamp ## the whole pipeline on made-up data, on this machine
 	$(BIN)/biovlm run
@@ -29,6 +29,12 @@ fix: .venv/.stamp ## format, and what the linter can repair by itself
 
 bench: .venv/.stamp ## the measurements of benchmarks/LOG.md; BENCH=name for one
 	$(BIN)/python -m benchmarks $(BENCH)
+
+bench-peers: .venv/.stamp ## training beside ms-swift, LLaMA-Factory, TRL: hours; OPTIONS="--quick"; BIOVLM_VQA_RAD=folder
+	$(BIN)/python -m benchmarks.peers $(OPTIONS)
+
+bench-gpu: ## on one GPU, with any Python that has torch, transformers and peft: GPU_PYTHON=python3 OPTIONS="--dry"
+	$(or $(GPU_PYTHON),python3) -m benchmarks.gpu $(OPTIONS)
 
 lock: .venv/.stamp ## requirements/ anew from pyproject.toml; UPGRADE=all or UPGRADE="name name" for newer versions
 	$(BIN)/python infra/lock.py

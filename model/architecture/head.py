@@ -16,7 +16,9 @@ from torch import nn
 from torch.nn import functional
 
 CHUNK_NUMEL = 1 << 22
-"""Most logits at once (16 MiB in float32): within a processor's caches, and enough rows for a fast matrix product."""
+"""Most logits at once (16 MiB in float32), but for..."""
+MIN_ROWS = 64
+"""...the fewest positions with which the matrix product is as fast as with all."""
 
 
 def loss_sum(head: nn.Linear, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -39,7 +41,7 @@ class _Chunked(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        rows = max(1, CHUNK_NUMEL // len(weight))
+        rows = max(MIN_ROWS, CHUNK_NUMEL // len(weight))
         total = torch.zeros((), dtype=torch.float32, device=states.device)
         gradient = torch.empty_like(states)
         for start in range(0, len(states), rows):

@@ -12,7 +12,8 @@ from model.architecture import head
 
 @pytest.mark.parametrize("count", [0, 1, 5, 64, 65])
 def test_loss_and_gradient_in_chunks_are_those_of_all_logits_at_once(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(head, "CHUNK_NUMEL", 16 * 50)  # 16 rows
+    monkeypatch.setattr(head, "MIN_ROWS", 16)
+    monkeypatch.setattr(head, "CHUNK_NUMEL", 0)
     generator = torch.Generator().manual_seed(count)
     layer = nn.Linear(12, 50, bias=False).requires_grad_(False)
     states = torch.randn(count, 12, generator=generator, requires_grad=True)

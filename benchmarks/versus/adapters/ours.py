@@ -1,0 +1,71 @@
+"""biovlm as a product: `run_stage` with checkpoint store, reporter and all checks, as `python -m model.training` would run it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.versus import models
+from benchmarks.versus.adapters.job import TARGETS, Job, dump, read_job, run_training, write_result
+from model.architecture.assembly import build
+from model.architecture.features import Disk
+from model.config import TrainSlice
+from model.data.loading import Prompter, examples, open_dataset
+from model.training.reporter import LineReporter
+from model.training.stage import StageInputs, run_stage
+
+SET = "bench"
+CACHE_BYTES = 2**34
+
+
+def piece(job: Job) -> TrainSlice:
+    """The slice of a recipe."""
+    stage: dict[str, Any] = {
+        "data": [{"set": SET}],
+        "trainable": ["connector", "language_lora"],
+        "learning_rates": {"connector": job.rate, "language_lora": job.rate},
+        "warmup": 0.0,
+        "batch_tokens": job.batch_tokens,
+        "packing": job.packing,
+        "epochs": job.epochs,
+        "memory": "keep" if job.tuned else "auto",
+        "lora": {"rank": job.rank, "alpha": job.alpha, "targets": TARGETS},
+        **{name: json.loads(value) for name, value in (job.options or {}).items()},
+    }
+    if job.packing != "none":
+        stage |= {"batch_tokens": job.row_tokens, "micro_batch_tokens": job.row_tokens}
+    whole = {
+        "stage_name": "instruct",
+        "seed": models.SEED,
+        "model": models.settings(),
+        "stage": stage,
+        "resources": {"cpus_per_worker": job.threads},
+    }
+    return TrainSlice.model_validate(whole)
+
+
+def stage_inputs(job: Job) -> StageInputs:
+    """Artifacts, and the feature cache if the job names one."""
+    disk = Disk(Path(job.cache), CACHE_BYTES) if job.cache else None
+    bases = {name: Path(folder) for name, folder in (job.bases or {}).items()}
+    return StageInputs({SET: Path(job.dataset)}, bases, feature_cache=disk)
+
+
+def main() -> None:
+    """Do the job."""
+    job = read_job()
+    whole, inputs = piece(job), stage_inputs(job)
+    if job.mode == "dump":
+        assistant = build(whole.model, inputs.bases, whole.seed)
+        prompter = Prompter(assistant.tokenizer, whole.model.template, whole.model.system, assistant.image_tokens)
+        learned = examples(whole.stage.data, {SET: open_dataset(inputs.sets[SET])}, prompter, whole.model.context_tokens)
+        dump(job, (e.record_id for e in learned), ((e.input_ids, e.labels) for e in learned))
+        return
+    reporter = LineReporter(job.folder / "metrics.jsonl")
+    run_training(job, lambda: run_stage(whole, inputs, job.folder / "work", job.folder / "checkpoint", reporter))
+    write_result(job)
+
+
+if __name__ == "__main__":
+    main()
