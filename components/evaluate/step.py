@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from components.platform import inputs, reference
+from components.platform import exports, inputs, reference
 from components.platform.events import EventType
 from components.platform.reference import Reference
 from components.platform.settings import Settings
@@ -66,6 +66,7 @@ def _produce(work: Work) -> None:
     from model.architecture import checkpoint as checkpoints
     from model.architecture.features import Disk
     from model.data.dataset import Audit
+    from model.evaluation import vllm_engine
     from model.evaluation.evaluate import evaluate
 
     wanted, store = EvaluateSlice.model_validate(work.piece), work.settings.store
@@ -85,7 +86,8 @@ def _produce(work: Work) -> None:
     assistant = checkpoints.load(subject.folder, bases, merge=True)
     audit = Audit(**inputs.audit(work.inputs["data"], _names(wanted)))
     cache = Disk(work.settings.feature_cache, work.settings.feature_cache_bytes)
-    exported = store / "exports" / subject.digest
+    # Candidate and champion alike: what two engines answer could not be compared.
+    exported = exports.ensure(subject, bases, Store(store)) if vllm_engine.usable(wanted.resources) else None
     evaluate(
         wanted,
         assistant,
@@ -95,7 +97,7 @@ def _produce(work: Work) -> None:
         progress=progress,
         verify=False,
         audit=audit,
-        export=exported if (exported / manifest.FILE_NAME).is_file() else None,
+        export=exported,
         feature_cache=cache,
     )
 

@@ -14,14 +14,13 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from components.platform import champion, inputs, lineage
+from components.platform import champion, exports, inputs, lineage
 from components.platform.reference import Reference
 from components.platform.step import Work, run_step
 from components.platform.store import Store
 from components.register.registry import Candidate, ensure_version
 from model import manifest
 from model.config import RegisterSlice
-from model.errors import BiovlmError
 
 KIND = "receipt"
 USE = "research only: not a medical device, not for clinical decisions"
@@ -41,7 +40,7 @@ def identity(tracking: str, given: Mapping[str, Reference]) -> dict[str, str]:
 def _produce(work: Work) -> None:
     wanted, store = RegisterSlice.model_validate(work.piece), Store(work.settings.store)
     checkpoint, report = work.inputs["checkpoint"], work.inputs["report"]
-    exported = _export(work, store)
+    exported = exports.ensure(work.inputs["checkpoint"], inputs.verified(work.inputs["data"], store.root)["bases"], store)
     tree = lineage.tree(store, lineage.relative(store, report.folder))
     candidate = Candidate(
         registered_model=wanted.registered_model,
@@ -94,19 +93,3 @@ def _tags(wanted: RegisterSlice, work: Work, store: Store, exported: Path, tree:
 
 def _all(node: lineage.Node) -> list[lineage.Node]:
     return [node, *(found for child in node.children for found in _all(child))]
-
-
-def _export(work: Work, store: Store) -> Path:
-    """The export of the checkpoint, made unless the store has it."""
-    checkpoint = work.inputs["checkpoint"]
-    final = store.root / "exports" / checkpoint.digest
-    if final.exists():
-        try:
-            manifest.verify(final)
-            return final
-        except BiovlmError:
-            store.set_aside(final)
-    from components.register.export import export_checkpoint  # torch and transformers
-
-    export_checkpoint(checkpoint.folder, inputs.verified(work.inputs["data"], store.root)["bases"], final)
-    return final

@@ -1,0 +1,45 @@
+"""Exports of checkpoints in the store: plain transformers folders, made once, under the checkpoint's digest.
+
+Here data's templates and the architecture meet. torch and transformers are imported when an export is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from components.platform.reference import Reference
+from components.platform.store import Store
+from model import manifest
+from model.errors import BiovlmError
+
+
+def ensure(checkpoint: Reference, bases: Mapping[str, Path], store: Store) -> Path:
+    """The export of a checkpoint, made unless the store has one that verifies.
+
+    Args:
+        checkpoint: The checkpoint.
+        bases: Its base models by their name in the registry.
+        store: Where exports are; one that was damaged is set aside.
+    """
+    final = store.root / "exports" / checkpoint.digest
+    if final.exists():
+        try:
+            manifest.verify(final)
+            return final
+        except BiovlmError:
+            store.set_aside(final)
+    _export(checkpoint.folder, bases, final)
+    return final
+
+
+def _export(checkpoint: Path, bases: Mapping[str, Path], final: Path) -> None:
+    from model.architecture import checkpoint as checkpoints
+    from model.architecture.export import export
+    from model.data.templates import Prompter, chat_template
+
+    assistant = checkpoints.load(checkpoint, bases)
+    prompter = Prompter(assistant.tokenizer, assistant.template, assistant.system, assistant.image_tokens)
+    template, end_token_id = chat_template(assistant.template, assistant.system), prompter.end_token_id
+    del assistant, prompter  # `export` loads it again, merged: one at a time
+    export(checkpoint, bases, final, template, end_token_id)
