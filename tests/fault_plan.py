@@ -110,7 +110,7 @@ def install(folder: Path) -> None:
     plan = FaultPlan.read(folder)
     loop._step = functools.partial(_step, plan, loop._step)
     write: Callable[..., None] = resume.Store._write
-    resume.Store._write = lambda store, entry, files, facts: _save(plan, write, store, entry, files, facts)  # type: ignore[method-assign]
+    resume.Store._write = lambda store, entry, files, facts: _save(plan, write, store, entry, files, facts)  # type: ignore[method-assign, assignment]
 
 
 def _step(plan: FaultPlan, step: Callable[..., Any], training: loop.Training, number: int, *more: Any) -> Any:
