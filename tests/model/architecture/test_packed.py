@@ -58,7 +58,7 @@ def cases(image_token: int) -> dict[str, list[list[Example]]]:
         "several turns": [about([0], 3, turns=3), about([1], 1, turns=2)],
         "several images": [about([0, 1], 3), about([2], 2), about([1, 0], 2)],
         "no image": [about([], 1), about([0], 2), about([], 1)],
-        "a bare caption": [[bare, *about([0], 2)], about([1], 1)],
+        "a bare caption": [[*about([0], 2), bare], about([1], 1)],
     }
 
 
