@@ -87,7 +87,7 @@ def _produce(work: Work) -> None:
     audit = Audit(**inputs.audit(work.inputs["data"], _names(wanted)))
     cache = Disk(work.settings.feature_cache, work.settings.feature_cache_bytes)
     # Candidate and champion alike: what two engines answer could not be compared.
-    exported = exports.ensure(subject, bases, Store(store)) if vllm_engine.usable(wanted.resources) else None
+    exported = exports.ensure(subject, lambda: bases, Store(store)) if vllm_engine.usable(wanted.resources) else None
     evaluate(
         wanted,
         assistant,

@@ -5,7 +5,7 @@ Here data's templates and the architecture meet. torch and transformers are impo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from components.platform.reference import Reference
@@ -14,12 +14,12 @@ from model import manifest
 from model.errors import BiovlmError
 
 
-def ensure(checkpoint: Reference, bases: Mapping[str, Path], store: Store) -> Path:
+def ensure(checkpoint: Reference, bases: Callable[[], Mapping[str, Path]], store: Store) -> Path:
     """The export of a checkpoint, made unless the store has one that verifies.
 
     Args:
         checkpoint: The checkpoint.
-        bases: Its base models by their name in the registry.
+        bases: Gives its base models by their name in the registry; asked only if there is something to make.
         store: Where exports are; one that was damaged is set aside.
     """
     final = store.root / "exports" / checkpoint.digest
@@ -29,7 +29,7 @@ def ensure(checkpoint: Reference, bases: Mapping[str, Path], store: Store) -> Pa
             return final
         except BiovlmError:
             store.set_aside(final)
-    _export(checkpoint.folder, bases, final)
+    _export(checkpoint.folder, bases(), final)
     return final
 
 

@@ -40,7 +40,7 @@ def identity(tracking: str, given: Mapping[str, Reference]) -> dict[str, str]:
 def _produce(work: Work) -> None:
     wanted, store = RegisterSlice.model_validate(work.piece), Store(work.settings.store)
     checkpoint, report = work.inputs["checkpoint"], work.inputs["report"]
-    exported = exports.ensure(work.inputs["checkpoint"], inputs.verified(work.inputs["data"], store.root)["bases"], store)
+    exported = exports.ensure(checkpoint, lambda: inputs.verified(work.inputs["data"], store.root)["bases"], store)
     tree = lineage.tree(store, lineage.relative(store, report.folder))
     candidate = Candidate(
         registered_model=wanted.registered_model,

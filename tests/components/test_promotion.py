@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from components.platform import champion, code, lineage, reference
+from components.platform import champion, code, exports, lineage, reference
 from components.platform.reference import Reference
 from components.platform.store import Source, StepRecord, Store
 from components.platform.tracking import Tracking
@@ -103,12 +103,12 @@ class Registry:
 def registry(store, tmp_path, monkeypatch):
     made = Registry(store, tmp_path)
 
-    def export(work, store):
-        folder = store.root / "exports" / work.inputs["checkpoint"].digest
+    def export(checkpoint, bases, store):
+        folder = store.root / "exports" / checkpoint.digest
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    monkeypatch.setattr(register, "_export", export)  # the real one needs a model; tests/pipelines has one
+    monkeypatch.setattr(exports, "ensure", export)  # the real one needs a model; tests/pipelines has one
     return made
 
 

@@ -12,7 +12,7 @@ import torch
 from model import manifest
 from model.architecture import feature_cache
 from model.architecture.features import Disk, FeatureSource
-from model.training import stage
+from model.training import material
 from model.training.reporter import ListReporter
 from model.training.stage import StageInputs, run_stage
 from tests.model.tiny_stages import piece
@@ -42,7 +42,7 @@ def flushed(monkeypatch: pytest.MonkeyPatch) -> None:
         cache.flush()
 
     monkeypatch.setattr(feature_cache.FeatureCache, "put", at_once)
-    monkeypatch.setattr(stage, "BUDGET_BYTES", 0)
+    monkeypatch.setattr(material, "BUDGET_BYTES", 0)
 
 
 def run(inputs: StageInputs, root: Path, disk: Disk | None) -> tuple[manifest.Manifest, ListReporter]:

@@ -53,7 +53,14 @@ def test_after_steps_only_those_parts_have_changed(inputs: StageInputs, tmp_path
     for stage in ("align", "instruct", "task"):
         slice_ = piece(stage)
         assistant, training, _ = _assemble(
-            slice_, inputs, opened(slice_, inputs.sets, {}, 0.02), {}, torch.device("cpu"), Ranks(), ListReporter(), tmp_path
+            slice_,
+            inputs,
+            opened(slice_, inputs.sets, {}, 0.02),
+            {"piece": {}},
+            torch.device("cpu"),
+            Ranks(),
+            ListReporter(),
+            tmp_path,
         )
         before = {name: weight.detach().clone() for name, weight in assistant.model.named_parameters()}
         for micro in training.plan[0][0][:1]:
@@ -67,7 +74,14 @@ def test_after_steps_only_those_parts_have_changed(inputs: StageInputs, tmp_path
 def test_no_gradient_reaches_tower_or_frozen_weights(inputs: StageInputs, tmp_path: Path) -> None:
     slice_ = piece("instruct")
     assistant, training, _ = _assemble(
-        slice_, inputs, opened(slice_, inputs.sets, {}, 0.02), {}, torch.device("cpu"), Ranks(), ListReporter(), tmp_path
+        slice_,
+        inputs,
+        opened(slice_, inputs.sets, {}, 0.02),
+        {"piece": {}},
+        torch.device("cpu"),
+        Ranks(),
+        ListReporter(),
+        tmp_path,
     )
     training.objective.loss_sum(training.plan[0][0][0]).backward()
     frozen = [weight for weight in assistant.model.parameters() if not weight.requires_grad]
