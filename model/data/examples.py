@@ -13,7 +13,6 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import overload
 
@@ -93,11 +92,6 @@ class Examples(Sequence[Example]):
         """Image files of an example, in order of appearance."""
         first, last = (int(self._image_ends[index - 1]) if index else 0), int(self._image_ends[index])
         return tuple(Path(self._images[place]) for place in range(first, last))
-
-    @cached_property
-    def num_images(self) -> int:
-        """Image files over all examples, one that several show counted each time."""
-        return len(self._images)
 
 
 def examples(

@@ -114,10 +114,14 @@ def evaluate(
         result = summarise(file, entry, opened[entry.set].manifest, answered, training.mean_of, draws)
         results.append(result)
         items += [one.item(result.key) for one in answered]
-    report = _report(piece, checkpoint, results)
+    return _commit(_report(piece, checkpoint, results), items, opened, out)
+
+
+def _commit(report: Report, items: Sequence[Item], opened: Mapping[str, DataSet], out: Path) -> dict[str, Any]:
+    """Write the artifact; its facts."""
     facts = facts_of(report)
-    parents = {"checkpoint": checkpoint} | {f"data:{name}": dataset.manifest.digest for name, dataset in opened.items()}
-    with manifest.commit(out, KIND, parents, facts) as folder:
+    parents = {f"data:{name}": dataset.manifest.digest for name, dataset in opened.items()}
+    with manifest.commit(out, KIND, {"checkpoint": report.checkpoint, **parents}, facts) as folder:
         write(folder, report, items)
     return facts
 

@@ -8,7 +8,9 @@ import torch
 
 from model.architecture.assembly import Assistant, build
 from model.architecture.joint import encode
+from model.config import TrainSlice
 from model.errors import ConfigError, InternalError
+from model.training.loop import Training
 from model.training.material import opened
 from model.training.ranks import Ranks
 from model.training.reporter import ListReporter
@@ -49,19 +51,17 @@ def test_of_a_linear_connector_the_identity_stays(bases: dict[str, Path]) -> Non
     assert learning(assistant) == {name for name in CONNECTOR if "linear_1" in name}
 
 
+def assembled(slice_: TrainSlice, inputs: StageInputs, work: Path) -> tuple[Assistant, Training]:
+    """A stage on the CPU, ready for its first step."""
+    sources = opened(slice_, inputs.sets, {}, 0.02)
+    assistant, training, _ = _assemble(slice_, inputs, sources, {"piece": {}}, torch.device("cpu"), Ranks(), ListReporter(), work)
+    return assistant, training
+
+
 def test_after_steps_only_those_parts_have_changed(inputs: StageInputs, tmp_path: Path) -> None:
     for stage in ("align", "instruct", "task"):
         slice_ = piece(stage)
-        assistant, training, _ = _assemble(
-            slice_,
-            inputs,
-            opened(slice_, inputs.sets, {}, 0.02),
-            {"piece": {}},
-            torch.device("cpu"),
-            Ranks(),
-            ListReporter(),
-            tmp_path,
-        )
+        assistant, training = assembled(slice_, inputs, tmp_path)
         before = {name: weight.detach().clone() for name, weight in assistant.model.named_parameters()}
         for micro in training.plan[0][0][:1]:
             for _ in range(2):  # at first B is zero, so A has no gradient
@@ -73,16 +73,7 @@ def test_after_steps_only_those_parts_have_changed(inputs: StageInputs, tmp_path
 
 def test_no_gradient_reaches_tower_or_frozen_weights(inputs: StageInputs, tmp_path: Path) -> None:
     slice_ = piece("instruct")
-    assistant, training, _ = _assemble(
-        slice_,
-        inputs,
-        opened(slice_, inputs.sets, {}, 0.02),
-        {"piece": {}},
-        torch.device("cpu"),
-        Ranks(),
-        ListReporter(),
-        tmp_path,
-    )
+    assistant, training = assembled(slice_, inputs, tmp_path)
     training.objective.loss_sum(training.plan[0][0][0]).backward()
     frozen = [weight for weight in assistant.model.parameters() if not weight.requires_grad]
     assert all(weight.grad is None for weight in frozen)
