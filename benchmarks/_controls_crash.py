@@ -285,6 +285,13 @@ CONTROLS = (
         f"{BUCKET}a_manifest_is_never_put_over_another",
     ),
     Mutation(
+        "an attempt tidies up after older ones only",
+        "components/platform/bucket.py",
+        "0 < _writer(name) < attempt and",
+        "0 < _writer(name) != attempt and",
+        f"{BUCKET}an_attempt_that_fell_asleep_at_its_claim_tidies_nothing_of_a_newer_one_when_it_wakes",
+    ),
+    Mutation(
         "a lost store does not condemn its checkpoints",
         "model/training/resume.py",
         "            except InternalError:\n                raise",

@@ -4,7 +4,8 @@
     s3://BUCKET/PREFIX/attempt-000001/step-000100/...              as in a folder
     s3://BUCKET/PREFIX/quarantine/attempt-000001-step-000150/...   set aside, with `reason.txt`
 
-1. A claim is a conditional put: of two starts that want the same number one gets it, the other takes the next.
+1. A claim is a conditional put: of two starts that want the same number one gets it, the other takes the next. A claim stays while
+   the run's place does.
 2. A checkpoint's files are put first and its manifest last, conditionally: without it there is no checkpoint. Files without one are
    what a killed writer left; later attempts remove them. So `entries` names only what has a manifest.
 3. `fetch` downloads into a folder, where the same verification runs as for a folder; S3's own checksums are not relied upon.
@@ -163,18 +164,14 @@ class Bucket:
         return [int(match.group(1)) for parts in found if (match := ATTEMPT.fullmatch(parts[0]))]
 
     def _sweep(self, attempt: int) -> None:
-        """Remove what killed writers of older attempts left without a manifest, and claims that nothing hangs on."""
-        whole = {entry.name for entry in (_committed(name) for name in self._names("attempt-")) if entry}
-        held = {name.split("/")[0] for name in whole} | {attempt_name(attempt)}
+        """Remove what killed writers of older attempts left without a manifest.
+
+        Claims stay: a number that is free again would be claimed again. Nothing of a newer attempt is touched, for this one may
+        have been asleep since its own claim.
+        """
         names = self._names("attempt-")
-        self._delete(
-            [
-                name
-                for name in names
-                if (name.endswith("/claim") and name.split("/")[0] not in held)
-                or (name.count("/") > 1 and name.rpartition("/")[0] not in whole and name.split("/")[0] != attempt_name(attempt))
-            ]
-        )
+        whole = {entry.name for entry in (_committed(name) for name in names) if entry}
+        self._delete([name for name in names if 0 < _writer(name) < attempt and name.rpartition("/")[0] not in whole])
 
     @_answered
     def _download(self, entry: Entry, folder: Path) -> None:
@@ -234,6 +231,12 @@ def _committed(name: str) -> Entry | None:
         return None
     attempt, step = ATTEMPT.fullmatch(parts[0]), STEP.fullmatch(parts[1])
     return Entry(int(step.group(1)), int(attempt.group(1))) if attempt and step else None
+
+
+def _writer(name: str) -> int:
+    """The attempt that wrote this file of a checkpoint; 0 for anything else, as a claim."""
+    match = ATTEMPT.fullmatch(name.split("/")[0])
+    return int(match.group(1)) if match and name.count("/") > 1 else 0
 
 
 def _code(error: botocore.exceptions.ClientError) -> str:

@@ -122,12 +122,24 @@ def test_files_without_a_manifest_are_no_checkpoint_and_later_attempts_remove_th
 
 def test_of_two_that_start_at_once_each_gets_a_number_of_its_own(place):
     claimed, threads = [], []
-    for _ in range(4):
+    for _ in range(8):
         threads.append(threading.Thread(target=lambda: claimed.append(place.claim())))
         threads[-1].start()
     for thread in threads:
         thread.join(30)
-    assert sorted(claimed) == [1, 2, 3, 4]
+    assert sorted(claimed) == list(range(1, 9))
+
+
+def test_an_attempt_that_fell_asleep_at_its_claim_tidies_nothing_of_a_newer_one_when_it_wakes(client, place):
+    stopped(place, 10)
+    place.claim()
+    half = f"{place._prefix}/{Entry(11, 2).name}/weights.safetensors"
+    client.put_object(Bucket=place._bucket, Key=half, Body=b"of attempt 2, still being written")
+    before = keys(client, place)
+    place._sweep(1)
+    assert keys(client, place) == before
+    assert place.claim() == 3
+    assert half.removeprefix(f"{place._prefix}/") not in keys(client, place)
 
 
 def test_an_attempt_that_was_asleep_can_neither_commit_nor_purge(client, place, tmp_path):
