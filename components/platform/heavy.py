@@ -1,0 +1,35 @@
+"""What a back end is given: one piece of heavy work for a Ray cluster, the same for all of them.
+
+1. A step makes a `HeavyWork` and hands it to its launcher (components/platform/launch.py).
+2. A back end that runs it elsewhere starts `ENTRYPOINT` with the address of its spec, a JSON file in the store.
+3. The entrypoint publishes what it made and writes the result last. A launcher trusts the result and the job's status, never logs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from model.config import Resources
+
+ENTRYPOINT = ("python", "-m", "components.platform.remote")
+"""The command in the train image; the address of a spec follows."""
+
+
+@dataclass(frozen=True)
+class HeavyWork:
+    """One step's work for Ray workers."""
+
+    key: str
+    """The step's key, 64 hex digits: names the job, so that an attempt finds the job of the one before."""
+    step: str
+    """Name of the step in its pipeline, for labels and letters."""
+    run_id: str
+    """The pipeline run that it belongs to."""
+    recipe: str
+    """Name of the recipe, for labels of cost."""
+    spec_uri: str
+    """What the entrypoint reads."""
+    result_uri: str
+    """What the entrypoint writes last: exit code, letter if there is one, digest of what was made."""
+    resources: Resources
+    """Number and size of the workers, and the pool that they are taken from."""
