@@ -1,0 +1,199 @@
+"""What stands beside a run in containers, as on a cluster: PostgreSQL, MLflow's server over it, and an S3 server.
+
+1. `lay` starts them one after another on free ports of the loopback interface, waits until each answers, and gives the environment
+   variables that let a step find them. Passwords are made for this one run.
+2. Each is a child that the kernel ends when this process dies, however it dies; on leaving they end in reverse order.
+
+The S3 server is moto's, in memory: what a run put there is gone with it, but for what the local store has fetched. It does not prove
+what only a real one shows: throttling, eventual failures, policies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from model.errors import InternalError, MissingInputError
+
+HOST = "127.0.0.1"
+BUCKET = "biovlm"
+START_SECONDS = 120.0
+STOP_SECONDS = 20.0
+POSTGRES_BINARIES = Path("/usr/lib/postgresql")
+POSTGRES_USER = "postgres"
+"""Whom root becomes: PostgreSQL refuses to run as root. Debian's package brings this user."""
+NEEDED = ("moto", "psycopg2", "mlflow")
+
+
+@dataclass(frozen=True)
+class Service:
+    """A program that runs as long as a run."""
+
+    name: str
+    command: tuple[str, ...]
+    answers: Callable[[], bool]
+    environment: Mapping[str, str]
+    end_with: signal.Signals = signal.SIGTERM
+    user: str | None = None
+
+
+@contextlib.contextmanager
+def lay(logs: Path) -> Iterator[dict[str, str]]:
+    """Inside, the servers run; gives the environment variables that lead to them.
+
+    Args:
+        logs: Folder for what they say.
+
+    Raises:
+        MissingInputError: A program or library that they need is not installed.
+        InternalError: One of them did not start.
+    """
+    binaries = check()
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(_folder())
+        s3 = f"http://{HOST}:{_port()}"
+        key = {"AWS_ACCESS_KEY_ID": "biovlm", "AWS_SECRET_ACCESS_KEY": secrets.token_hex(16), "AWS_DEFAULT_REGION": "us-east-1"}
+        reach = {**key, "AWS_ENDPOINT_URL": s3, "MLFLOW_S3_ENDPOINT_URL": s3}
+        stack.enter_context(running(_s3(s3), logs))
+        urllib.request.urlopen(urllib.request.Request(f"{s3}/{BUCKET}", method="PUT"), timeout=10).close()
+        database, service = _postgres(binaries, folder)
+        stack.enter_context(running(service, logs))
+        tracking = f"http://{HOST}:{_port()}"
+        stack.enter_context(running(_mlflow(tracking, database, reach), logs))
+        yield {
+            **reach,
+            "MLFLOW_TRACKING_URI": tracking,
+            "BIOVLM_STORE": f"s3://{BUCKET}/store",
+            "BIOVLM_CHECKPOINTS": f"s3://{BUCKET}/checkpoints",
+        }
+
+
+def check() -> Path:
+    """The folder of PostgreSQL's programs. MissingInputError says what is missing, all of it."""
+    found = sorted(POSTGRES_BINARIES.glob("*/bin/initdb"))
+    on_path = shutil.which("initdb")
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    missing += [] if found or on_path else ["PostgreSQL"]
+    missing += [] if shutil.which("setpriv") else ["setpriv (util-linux)"]
+    if missing:
+        raise MissingInputError(
+            f"not installed: {', '.join(missing)}", "apt-get install postgresql; pip install 'biovlm[platform,dev]'"
+        )
+    return Path(on_path).resolve().parent if on_path else found[-1].parent
+
+
+@contextlib.contextmanager
+def running(service: Service, logs: Path) -> Iterator[None]:
+    """Inside, the service answers."""
+    path = logs / f"{service.name}.log"
+    with path.open("ab") as out:
+        process = subprocess.Popen(
+            (*_bound(service), *service.command), stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=dict(service.environment)
+        )
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while not service.answers():
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise InternalError(f"{service.name} did not start", f"see {path}")
+            time.sleep(0.2)
+        yield
+    finally:
+        process.send_signal(service.end_with)
+        try:
+            process.wait(timeout=STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _bound(service: Service) -> tuple[str, ...]:
+    """What makes a program end with this process and, where asked, run as another user."""
+    end = ("setpriv", "--pdeathsig", service.end_with.name.removeprefix("SIG"))
+    if service.user is None:
+        return end
+    return (*end, "--reuid", service.user, "--regid", service.user, "--clear-groups")
+
+
+@contextlib.contextmanager
+def _folder() -> Iterator[Path]:
+    """A folder that PostgreSQL may own; in /tmp, for its socket's path has 107 characters."""
+    folder = Path(tempfile.mkdtemp(prefix="bv-pg-", dir="/tmp"))
+    try:
+        if _server_user():
+            shutil.chown(folder, _server_user())
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _server_user() -> str | None:
+    return POSTGRES_USER if os.geteuid() == 0 else None
+
+
+def _postgres(binaries: Path, folder: Path) -> tuple[str, Service]:
+    """The database's address and its server, with an empty cluster already laid down in `folder`."""
+    port, password, user = _port(), secrets.token_hex(16), _server_user()
+    environment = {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"}
+    layout = f"umask 077; cat > {folder}/password && {binaries}/initdb -D {folder}/data -U biovlm -A scram-sha-256 --pwfile {folder}/password -E UTF8"
+    made = subprocess.run(
+        ("sh", "-c", layout), input=password, text=True, capture_output=True, check=False, user=user, group=user, env=environment, cwd=folder
+    )
+    if made.returncode:
+        raise InternalError(f"PostgreSQL's initdb failed: {made.stderr.strip()[-300:]}", "see whether /tmp has room")
+    where = ("-D", f"{folder}/data", "-h", HOST, "-p", str(port), "-k", str(folder), "-c", "fsync=off")
+    ready = (str(binaries / "pg_isready"), "--quiet", "-h", HOST, "-p", str(port))
+    service = Service(
+        name="postgres",
+        command=(str(binaries / "postgres"), *where),
+        answers=lambda: subprocess.run(ready, check=False).returncode == 0,
+        environment=environment,
+        end_with=signal.SIGINT,  # ends at once; SIGTERM would wait for MLflow to hang up
+        user=user,
+    )
+    return f"postgresql+psycopg2://biovlm:{password}@{HOST}:{port}/postgres", service
+
+
+def _s3(address: str) -> Service:
+    port = address.rpartition(":")[2]
+    command = (sys.executable, "-m", "moto.server", "-H", HOST, "-p", port)
+    return Service("s3", command, lambda: _says_yes(f"{address}/moto-api/"), dict(os.environ))
+
+
+def _mlflow(address: str, database: str, reach: Mapping[str, str]) -> Service:
+    """The address of the database is a secret, so it is told by the environment and not in the list of processes."""
+    told = {"MLFLOW_BACKEND_STORE_URI": database, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    where = ("--host", HOST, "--port", address.rpartition(":")[2], "--workers", "1")
+    artifacts = ("--serve-artifacts", "--artifacts-destination", f"s3://{BUCKET}/mlflow")
+    command = (sys.executable, "-m", "mlflow", "server", *where, *artifacts)
+    environment = {**os.environ, **reach, **told}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    return Service("mlflow", command, lambda: _says_yes(f"{address}/health"), environment)
+
+
+def _says_yes(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(address, timeout=2) as answer:
+            return int(answer.status) == 200
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _port() -> int:
+    """A port that is free now. Another program may take it before the server does; then that one says so and the run ends."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
