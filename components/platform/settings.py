@@ -12,6 +12,10 @@
 | BIOVLM_RAY | a file with the address of the run's Ray; without it a step starts its own | none |
 | BIOVLM_MIRRORED | `1`: another process of the run copies events to MLflow; else each step does it when it ends | `0` |
 | BIOVLM_CHECKPOINTS | `s3://BUCKET/PREFIX` for checkpoints of unfinished stages: any node goes on from there | in `home` |
+| BIOVLM_STORE | `s3://BUCKET/PREFIX` of artifacts shared by steps on different machines; `store` in the home is its cache | none |
+| BIOVLM_DATA | URL of the Git repository that is the data registry, whose DVC remote all can read; only read from | in `home` |
+| BIOVLM_LAUNCHER | where heavy work runs: `process` (Ray on this machine), `jobs` (a cluster by address) or `kuberay` | `process` |
+| BIOVLM_RAY_ADDRESS | `http://HOST:8265` of that cluster; it alone means `jobs`. Ray reads its token (RAY_AUTH_TOKEN_PATH) | none |
 | BIOVLM_FEATURE_CACHE_GIB | most that features of images may take in `cache/features` of the home; `0` keeps none on disk | `20` |
 | BIOVLM_TRACE | `1`: traces of unexpected errors show the error's text, which may quote a record | `0` |
 | MLFLOW_TRACKING_URI | tracking store and model registry | SQLite in `home` |
@@ -29,6 +33,7 @@ from pathlib import Path
 from model.errors import ConfigError
 
 FEATURE_CACHE_GIB = 20.0
+LAUNCHERS = ("process", "jobs", "kuberay")
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
@@ -43,6 +48,10 @@ class Settings:
     experiment: str
     ray_address_file: Path | None = None
     checkpoints: str = ""
+    shared_store: str = ""
+    data_url: str = ""
+    launcher: str = "process"
+    ray_address: str = ""
     mirrored: bool = False
     trace: bool = False
     feature_cache_gib: float = FEATURE_CACHE_GIB
@@ -61,6 +70,10 @@ class Settings:
             experiment=env.get("MLFLOW_EXPERIMENT_NAME") or "biovlm",
             ray_address_file=Path(env["BIOVLM_RAY"]) if env.get("BIOVLM_RAY") else None,
             checkpoints=env.get("BIOVLM_CHECKPOINTS", ""),
+            shared_store=env.get("BIOVLM_STORE", ""),
+            data_url=env.get("BIOVLM_DATA", ""),
+            launcher=_launcher(env),
+            ray_address=env.get("BIOVLM_RAY_ADDRESS", ""),
             mirrored=env.get("BIOVLM_MIRRORED") == "1",
             trace=env.get("BIOVLM_TRACE") == "1",
             feature_cache_gib=_gib(env.get("BIOVLM_FEATURE_CACHE_GIB") or str(FEATURE_CACHE_GIB)),
@@ -74,6 +87,10 @@ class Settings:
             "BIOVLM_EVENTS": str(self.events),
             "BIOVLM_RAY": str(self.ray_address_file or ""),
             "BIOVLM_CHECKPOINTS": self.checkpoints,
+            "BIOVLM_STORE": self.shared_store,
+            "BIOVLM_DATA": self.data_url,
+            "BIOVLM_LAUNCHER": self.launcher,
+            "BIOVLM_RAY_ADDRESS": self.ray_address,
             "BIOVLM_MIRRORED": "1" if self.mirrored else "0",
             "BIOVLM_TRACE": "1" if self.trace else "0",
             "BIOVLM_FEATURE_CACHE_GIB": str(self.feature_cache_gib),
@@ -120,6 +137,21 @@ class Settings:
     def recipe_file(self) -> Path:
         """The complete recipe of this run, as JSON."""
         return self.run_folder / "recipe.json"
+
+
+def _launcher(env: Mapping[str, str]) -> str:
+    """Where heavy work runs. ConfigError: an unknown place, or one that lacks what it needs."""
+    address, store = env.get("BIOVLM_RAY_ADDRESS", ""), env.get("BIOVLM_STORE", "")
+    chosen = env.get("BIOVLM_LAUNCHER") or ("jobs" if address else "process")
+    if chosen not in LAUNCHERS:
+        raise ConfigError(f"BIOVLM_LAUNCHER is {chosen!r}", f"give one of {', '.join(LAUNCHERS)}")
+    if chosen == "jobs" and not address.startswith(("http://", "https://")):
+        raise ConfigError(f"BIOVLM_RAY_ADDRESS is {address!r}", "give the address of the cluster's Jobs API: http://HOST:8265")
+    if chosen != "process" and not store:
+        raise ConfigError(
+            f"BIOVLM_LAUNCHER is {chosen}, and there is no BIOVLM_STORE", "machines share what they make by s3://BUCKET/PREFIX"
+        )
+    return chosen
 
 
 def _gib(text: str) -> float:

@@ -25,6 +25,7 @@ from components.platform import champion as champions
 from components.platform.events import EventLog, EventType
 from components.platform.settings import Settings
 from components.platform.step import guarded
+from components.platform.store import open_store
 from model import manifest, recipe
 from model.config import Model, Recipe, Resources
 from model.errors import CannotWriteError, ConfigError, MissingInputError
@@ -57,8 +58,9 @@ def run(recipe_json: str, champion: str) -> Slices:
         _machine(checked.resources, log)
         _bases(checked.model)
         _writable(settings.store)
+        open_store(settings).check()
         found, tracking = champions.present(settings, checked.registered_model)
-        found.write(Path(champion))
+        found.write(Path(champion), settings.store)
         pieces = {name: manifest.canonical_json(piece) for name, piece in recipe.slices(checked).items()}
         facts = {"champion": found.facts.get("version", "none"), "recipe_digest": recipe.digest(checked)}
         log.write(EventType.FINISHED, seconds=time.time() - began, facts={"kind": "preflight", **facts})
