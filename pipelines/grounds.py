@@ -65,14 +65,14 @@ def lay(logs: Path) -> Iterator[dict[str, str]]:
     binaries = check()
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(_folder())
-        s3 = f"http://{HOST}:{_port()}"
+        s3 = f"http://{HOST}:{free_port()}"
         key = {"AWS_ACCESS_KEY_ID": "biovlm", "AWS_SECRET_ACCESS_KEY": secrets.token_hex(16), "AWS_DEFAULT_REGION": "us-east-1"}
         reach = {**key, "AWS_ENDPOINT_URL": s3, "MLFLOW_S3_ENDPOINT_URL": s3}
         stack.enter_context(running(_s3(s3), logs))
         urllib.request.urlopen(urllib.request.Request(f"{s3}/{BUCKET}", method="PUT"), timeout=10).close()
         database, service = _postgres(binaries, folder)
         stack.enter_context(running(service, logs))
-        tracking = f"http://{HOST}:{_port()}"
+        tracking = f"http://{HOST}:{free_port()}"
         stack.enter_context(running(_mlflow(tracking, database, reach), logs))
         yield {
             **reach,
@@ -146,15 +146,24 @@ def _server_user() -> str | None:
 
 def _postgres(binaries: Path, folder: Path) -> tuple[str, Service]:
     """The database's address and its server, with an empty cluster already laid down in `folder`."""
-    port, password, user = _port(), secrets.token_hex(16), _server_user()
+    port, password, user = free_port(), secrets.token_hex(16), _server_user()
     environment = {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"}
-    layout = f"umask 077; cat > {folder}/password && {binaries}/initdb -D {folder}/data -U biovlm -A scram-sha-256 --pwfile {folder}/password -E UTF8"
+    secret, data = folder / "password", folder / "data"
+    initdb = f"{binaries}/initdb -D {data} -U biovlm -A scram-sha-256 --pwfile {secret} -E UTF8"
     made = subprocess.run(
-        ("sh", "-c", layout), input=password, text=True, capture_output=True, check=False, user=user, group=user, env=environment, cwd=folder
+        ("sh", "-c", f"umask 077; cat > {secret} && {initdb}"),
+        input=password,
+        text=True,
+        capture_output=True,
+        check=False,
+        user=user,
+        group=user,
+        env=environment,
+        cwd=folder,
     )
     if made.returncode:
         raise InternalError(f"PostgreSQL's initdb failed: {made.stderr.strip()[-300:]}", "see whether /tmp has room")
-    where = ("-D", f"{folder}/data", "-h", HOST, "-p", str(port), "-k", str(folder), "-c", "fsync=off")
+    where = ("-D", str(data), "-h", HOST, "-p", str(port), "-k", str(folder), "-c", "fsync=off")
     ready = (str(binaries / "pg_isready"), "--quiet", "-h", HOST, "-p", str(port))
     service = Service(
         name="postgres",
@@ -192,7 +201,7 @@ def _says_yes(address: str) -> bool:
         return False
 
 
-def _port() -> int:
+def free_port() -> int:
     """A port that is free now. Another program may take it before the server does; then that one says so and the run ends."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))

@@ -92,7 +92,9 @@ def make(docker: str, target: str, folder: Path) -> Base:
     name = f"biovlm-base-{target}:{mark}"
     if not _there(docker, name):
         if shutil.which("debootstrap") is None or os.geteuid() != 0:
-            raise bootstrap.StopError("debootstrap is needed, as root.\nhint: apt-get install debootstrap, or name a base: --base NAME")
+            raise bootstrap.StopError(
+                "debootstrap is needed, as root.\nhint: apt-get install debootstrap, or name a base: --base NAME"
+            )
         root = folder / f"base-{target}"
         shutil.rmtree(root, ignore_errors=True)
         try:

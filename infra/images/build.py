@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from components.platform import code
 from infra import bootstrap
 from infra.images import base as bases
 from infra.images.inside import SBOM, entries, name_of
@@ -37,7 +38,6 @@ OUT = ROOT / "build" / "images"
 NAMES = {"launcher": "biovlm-launcher-python", "train": "biovlm-train"}
 """Target -> name of its image; the launcher's is the base image of the compiled steps."""
 LIMIT_MB = {"launcher": 900}
-CODE = ("model", "components", "pipelines")
 BESIDE = ("pyproject.toml", "dvc.yaml", "LICENSE")
 
 
@@ -51,7 +51,7 @@ class Facts:
     lock: str
     """Digest (64 hex digits) of the requirements that its packages come from."""
     code: str
-    """Digest (64 hex digits) of its code: relative paths and bytes."""
+    """Digest (64 hex digits) of its code (components/platform/code.py)."""
     version: str
 
     def labels(self) -> dict[str, str]:
@@ -68,7 +68,7 @@ class Facts:
 
 def kept(root: Path) -> list[str]:
     """Relative paths of the code that goes into an image: what Git keeps or would keep, sorted."""
-    ask = ("git", "ls-files", "--cached", "--others", "--exclude-standard", "-z", "--", *CODE, *BESIDE)
+    ask = ("git", "ls-files", "--cached", "--others", "--exclude-standard", "-z", "--", *code.PACKAGES, *BESIDE)
     listed = subprocess.run(ask, cwd=root, capture_output=True, text=True, check=True).stdout.split("\0")
     return sorted({name for name in listed if name and (root / name).is_file()})
 
@@ -97,16 +97,20 @@ def facts(target: str, root: Path = ROOT) -> Facts:
     return Facts(
         target=target,
         commit=git("rev-parse", "HEAD"),
-        dirty=bool(git("status", "--porcelain", "--", *CODE, *BESIDE, "requirements", "infra/images")),
+        dirty=bool(git("status", "--porcelain", "--", *code.PACKAGES, *BESIDE, "requirements", "infra/images")),
         lock=digest(root / "requirements", locks(target)),
-        code=digest(root, kept(root)),
+        code=code.everything(root),
         version=project["version"],
     )
 
 
 def build_command(docker: str, found: Facts, context: Path, ground: bases.Base) -> list[str]:
     """The call of docker that builds one image."""
-    arguments = found.labels() | {"BASE": ground.image, "BASE_NAME": ground.name, "PACKAGES": " ".join(bases.PACKAGES[found.target])}
+    arguments = found.labels() | {
+        "BASE": ground.image,
+        "BASE_NAME": ground.name,
+        "PACKAGES": " ".join(bases.PACKAGES[found.target]),
+    }
     name = NAMES[found.target]
     return [
         *(docker, "build", "--quiet", "--file", str(context / "Containerfile"), "--target", found.target),
@@ -139,8 +143,9 @@ def oversize(target: str, size_bytes: int) -> str:
     return f"the {target} image has {megabytes:.0f} MB, its limit is {limit} MB.\nhint: see its SBOM for what came in"
 
 
-def wheels(target: str, folder: Path) -> None:
-    """Fetch the target's packages into `folder`."""
+def wheels(found: Facts, folder: Path) -> None:
+    """Fetch the target's packages into `folder`, unless the same lie there already."""
+    target = found.target
     sources = (REQUIREMENTS / "source.txt").read_text()
     master = entries((REQUIREMENTS / "lock.txt").read_text() + (REQUIREMENTS / "installer.txt").read_text())
     own, from_source = split((REQUIREMENTS / "images" / f"{target}.txt").read_text(), sources)
@@ -151,18 +156,29 @@ def wheels(target: str, folder: Path) -> None:
         parts["torch"] = [chosen]
         if "+cpu" not in chosen:
             parts["CUDA"] = entries((REQUIREMENTS / "cuda.txt").read_text())
-    folder.mkdir(parents=True, exist_ok=True)
-    requirements = folder.parent / "wanted.txt"
-    for what, wanted in {**parts, "sources": from_source}.items():
-        requirements.write_text("\n".join(wanted) + "\n")
+    parts["sources"] = from_source
+    stamp, wanted = folder / "stamp.json", json.dumps(parts)
+    if stamp.exists() and stamp.read_text() == wanted:
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    requirements = folder / "wanted.txt"
+    for what, lines in parts.items():
+        requirements.write_text("\n".join(lines) + "\n")
         command = download_command(sys.executable, requirements, folder, what == "sources")
         bootstrap.call(f"packages of {target}, {what}", command)
+    requirements.unlink()
+    stamp.write_text(wanted)
 
 
 def lay_context(found: Facts, folder: Path) -> None:
     """Make the folder that docker gets: Containerfile, wheels, requirements, code."""
     shutil.rmtree(folder, ignore_errors=True)
-    wheels(found.target, folder / "wheels")
+    store = OUT / "wheels" / found.target
+    wheels(found, store)
+    (folder / "wheels").mkdir(parents=True)
+    for path in (*store.glob("*.whl"), *store.glob("*.tar.gz")):
+        os.link(path, folder / "wheels" / path.name)
     cuda = any((folder / "wheels").glob("nvidia_*"))
     for name in [*(f"requirements/{lock}" for lock in locks(found.target, cuda)), "infra/images/inside.py"]:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -170,7 +186,7 @@ def lay_context(found: Facts, folder: Path) -> None:
     for name in kept(ROOT):
         (folder / "code" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, folder / "code" / name)
-    (folder / "code" / "revision.json").write_text(json.dumps({"commit": found.commit, "dirty": found.dirty}))
+    (folder / "code" / code.REVISION).write_text(json.dumps({"commit": found.commit, "dirty": found.dirty}))
     shutil.copyfile(CONTAINERFILE, folder / "Containerfile")
 
 

@@ -77,6 +77,7 @@ def entries(text: str) -> list[str]:
 
 
 def name_of(entry: str) -> str:
+    """Name of the distribution."""
     return entry.partition("==")[0]
 
 

@@ -1,0 +1,318 @@
+"""`biovlm run --runner docker`: every step in the launcher image, heavy work on a Ray head in the train image.
+
+1. `check` demands both images, made of the code of this checkout: else their steps would have other keys.
+2. `site` lays the grounds (grounds.py), starts the head with a token of its own, and settles what a step is told.
+3. `step_arguments` says how KFP's DockerRunner starts a step: numeric user, read-only root, no capabilities, its own empty home in
+   memory, as a pod on a fresh node has it. What a step shares with this machine is the run's folder (KFP's files, events) and the
+   data registry, read-only; everything else goes through the shared store. Values of secrets stand in no file but the token's.
+4. A stop goes to the process in the step's container. On leaving, whatever still runs of this run's containers is removed, and so
+   are those of a command that was killed before it could.
+
+The home of a step has the path that it has here, so that paths in events mean the same on both sides.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from components.data.registry import Registry
+from components.platform import code, launch
+from components.platform.events import Event
+from components.platform.settings import Settings
+from components.platform.store import open_store
+from model import recipe as recipes
+from model.config import DataSlice, Recipe
+from model.errors import BiovlmError, InternalError, MissingInputError, RefusedError
+from pipelines import grounds
+
+if TYPE_CHECKING:
+    import docker
+
+    from pipelines.summary import RunResult
+
+LAUNCHER, TRAIN = "biovlm-launcher-python:latest", "biovlm-train:latest"
+USER = "10001:0"
+"""Who a container is where this process is root; else it is who this process is."""
+RUN_LABEL, OWNER_LABEL, CODE_LABEL = "io.biovlm.run", "io.biovlm.owner", "io.biovlm.code"
+TOKEN = "ray-token"
+HEAD_SECONDS = 180.0
+STOP_SECONDS = 20.0
+CONFINED: dict[str, Any] = {
+    "network_mode": "host",
+    "read_only": True,
+    "cap_drop": ["ALL"],
+    "security_opt": ["no-new-privileges"],
+    "init": True,
+}
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where and how the steps of a run are executed."""
+
+    settings: Settings
+    arguments: Path
+    """File with the arguments of KFP's DockerRunner."""
+
+    def stop(self, event: Event) -> None:
+        """Ask the step that began with `event` to end: SIGTERM to its process, by its number in its own container."""
+        with _client() as client:
+            for found in _mine(client, self.settings.run_id, step=True):
+                found.exec_run(["sh", "-c", f"kill -TERM {int(event.facts['pid'])}"])
+
+
+@contextlib.contextmanager
+def site(settings: Settings, recipe: Recipe) -> Iterator[Site]:
+    """Inside, everything runs that the containers of this run need.
+
+    Raises:
+        MissingInputError: Docker, an image, or what the grounds need is missing. RefusedError: The images hold other code.
+        InternalError: Something did not start.
+    """
+    folder = settings.run_folder
+    grounds.check()
+    with contextlib.ExitStack() as stack:
+        client = stack.enter_context(_client())
+        check({name: _labels(client, name) for name in (LAUNCHER, TRAIN)}, code.everything())
+        _sweep(client)
+        wanted = DataSlice.model_validate(recipes.slices(recipe)["data"])
+        Registry(settings.home).ensure((*wanted.data.sets, *wanted.bases))  # the launcher has no torch to make them with
+        reach = stack.enter_context(grounds.lay(folder))
+        token = _secret(folder / TOKEN)
+        address = stack.enter_context(_head(settings, launch.cpus_for(recipe.resources), reach, token))
+        told = {**reach, "BIOVLM_RAY_ADDRESS": address, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+        stack.enter_context(_in_environment(told))
+        mine = Settings.from_environment({**os.environ, **settings.for_children(), **told})
+        path = folder / "docker.json"
+        path.write_text(
+            json.dumps(step_arguments(mine, sorted({*told, *mine.for_children()}), os.geteuid(), os.getegid()), indent=1)
+        )
+        _hand_over(folder)
+        stack.callback(_remove, client, settings.run_id)
+        yield Site(mine, path)
+
+
+def bring_home(settings: Settings, result: RunResult) -> None:
+    """Bring what the steps made into the store of this machine: the bucket ends with the run."""
+    store = open_store(settings)
+    for folder in filter(None, (step.folder for step in result.steps)):
+        uri = store.uri(Path(folder))
+        with contextlib.suppress(BiovlmError):  # of a run that failed there is what there is
+            store.fetch(uri)
+            kind, key = PurePosixPath(uri).parts[-2:]
+            if record := store.record(kind, key):
+                store.write_record(record)
+
+
+def check(labels: Mapping[str, Mapping[str, str] | None], now: str) -> None:
+    """Compare the images with the code of this checkout.
+
+    Args:
+        labels: Image -> its labels; None where there is no such image.
+        now: Digest of the code here.
+    """
+    missing = [name for name, found in labels.items() if found is None]
+    if missing:
+        raise MissingInputError(f"no image {', '.join(missing)}", "`make images` builds them")
+    stale = [name for name, found in labels.items() if found is not None and found.get(CODE_LABEL) != now]
+    if stale:
+        held = (labels[stale[0]] or {}).get(CODE_LABEL, "none")
+        raise RefusedError(
+            f"{', '.join(stale)}: code {held[:12]}, this checkout has {now[:12]}: the keys of its steps would be others",
+            "`make images` builds them anew",
+        )
+
+
+def user(uid: int, gid: int) -> str:
+    """Who a container is: never root."""
+    return USER if uid == 0 else f"{uid}:{gid}"
+
+
+def step_arguments(settings: Settings, names: list[str], uid: int, gid: int) -> dict[str, Any]:
+    """Arguments of KFP's DockerRunner; `environment` holds names, whose values the engine takes from its own environment."""
+    who = user(uid, gid)
+    owner, _, group = who.partition(":")
+    writable = f"uid={owner},gid={group},mode=0770"
+    data = ((settings.data_registry, settings.data_registry), (settings.dvc_remote, settings.dvc_remote))
+    return {
+        **CONFINED,
+        "user": who,
+        "environment": names,
+        "tmpfs": {str(settings.home): writable, "/home/biovlm": writable, "/tmp": "mode=1777", **_dvc(settings, writable)},
+        "mounts": [_mount(settings.run_folder, settings.run_folder, write=True), *(_mount(a, b) for a, b in data)],
+        "labels": {**_labelled(settings.run_id), "io.biovlm.step": "1"},
+    }
+
+
+def _dvc(settings: Settings, writable: str) -> dict[str, str]:
+    """DVC takes notes in its own folder also when it only reads."""
+    return {str(settings.data_registry / ".dvc" / "tmp"): writable}
+
+
+def _mount(source: Path, target: Path, write: bool = False) -> dict[str, Any]:
+    return {"Type": "bind", "Source": str(source), "Target": str(target), "ReadOnly": not write}
+
+
+def _labelled(run_id: str) -> dict[str, str]:
+    return {RUN_LABEL: run_id, OWNER_LABEL: str(os.getpid())}
+
+
+@contextlib.contextmanager
+def _in_environment(told: Mapping[str, str]) -> Iterator[None]:
+    """Inside, this process sees what its steps see: it mirrors events to the same MLflow, and reads the same store."""
+    before = {name: os.environ.get(name) for name in told}
+    os.environ.update(told)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _secret(path: Path) -> Path:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+        stream.write(secrets.token_hex(32))
+    _give(path)
+    return path
+
+
+def _hand_over(folder: Path) -> None:
+    """Let containers write into the run's folder, and nobody else look into it."""
+    folder.chmod(0o770)
+    (folder / "kfp").mkdir(exist_ok=True)
+    _give(folder, *folder.rglob("*"))
+
+
+def _give(*paths: Path) -> None:
+    """Make containers the owner, where they are not this process's own user anyway."""
+    if os.geteuid() == 0:
+        owner, _, group = USER.partition(":")
+        for path in paths:
+            os.chown(path, int(owner), int(group))
+
+
+# ------------------------------------------------------------------------------------------------------------------- docker
+
+
+@contextlib.contextmanager
+def _client() -> Iterator[docker.DockerClient]:
+    import docker
+
+    try:
+        client = docker.from_env()
+        client.ping()
+    except docker.errors.DockerException as error:
+        raise MissingInputError(
+            f"no container daemon answers: {type(error).__name__}", "start docker (`dockerd`), or set DOCKER_HOST"
+        ) from None
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+def _labels(client: docker.DockerClient, name: str) -> dict[str, str] | None:
+    import docker
+
+    try:
+        return dict(client.images.get(name).labels)
+    except docker.errors.ImageNotFound:
+        return None
+
+
+def _mine(client: docker.DockerClient, run_id: str, step: bool = False) -> list[Any]:
+    wanted = [f"{RUN_LABEL}={run_id}", *(["io.biovlm.step=1"] if step else [])]
+    return list(client.containers.list(filters={"label": wanted}))
+
+
+def _remove(client: docker.DockerClient, run_id: str) -> None:
+    import docker
+
+    for found in _mine(client, run_id):
+        with contextlib.suppress(docker.errors.APIError):  # it is just going by itself
+            found.remove(force=True, v=True)
+
+
+def _sweep(client: docker.DockerClient) -> None:
+    """Remove containers whose command is gone."""
+    for found in client.containers.list(filters={"label": OWNER_LABEL}):
+        if not Path("/proc", found.labels[OWNER_LABEL]).exists():
+            _remove(client, found.labels[RUN_LABEL])
+
+
+@contextlib.contextmanager
+def _head(settings: Settings, cpus: int, reach: Mapping[str, str], token: Path) -> Iterator[str]:
+    """Inside, a Ray head runs in the train image; gives the address of its Jobs API.
+
+    Its container ends when its input closes: with this process, however that ends.
+    """
+    dashboard = grounds.free_port()
+    start = ("ray", "start", "--head", "--node-ip-address", grounds.HOST, "--port", str(grounds.free_port()))
+    limits = ("--num-cpus", str(cpus), "--object-store-memory", str(launch.OBJECT_STORE_BYTES), "--disable-usage-stats")
+    served = (
+        "--dashboard-host",
+        grounds.HOST,
+        "--dashboard-port",
+        str(dashboard),
+        "--dashboard-agent-listen-port",
+        str(grounds.free_port()),
+    )
+    inside = "/run/ray/token"
+    environment = {**reach, **launch.QUIET, "RAY_AUTH_TOKEN_PATH": inside, launch.NOTICE: "1"}
+    command = head_command(settings.run_id, user(os.geteuid(), os.getegid()), sorted(environment), token, inside)
+    with (settings.run_folder / "ray-head.log").open("ab") as log:
+        head = subprocess.Popen(
+            (*command, "sh", "-c", f"{' '.join((*start, *limits, *served))} && cat > /dev/null"),
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            env={**os.environ, **environment},
+            start_new_session=True,
+        )
+    try:
+        address = f"http://{grounds.HOST}:{dashboard}"
+        _wait_for(address, token.read_text(encoding="utf-8"), head, settings.run_folder / "ray-head.log")
+        yield address
+    finally:
+        if head.stdin:
+            head.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            head.wait(timeout=STOP_SECONDS)
+
+
+def head_command(run_id: str, who: str, names: list[str], token: Path, inside: str) -> tuple[str, ...]:
+    """How docker starts the head; values of the variables `names` come from its own environment."""
+    labels = (part for key, value in _labelled(run_id).items() for part in ("--label", f"{key}={value}"))
+    return (
+        *("docker", "run", "--rm", "--interactive", "--init", "--network", "host", "--user", who, "--read-only"),
+        *("--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--shm-size", "512m", *labels),
+        *("--mount", f"type=bind,source={token},target={inside},readonly"),
+        *(part for name in names for part in ("--env", name)),
+        TRAIN,
+    )
+
+
+def _wait_for(address: str, token: str, head: subprocess.Popen[bytes], log: Path) -> None:
+    request = urllib.request.Request(f"{address}/api/version", headers={"Authorization": f"Bearer {token}"})
+    deadline = time.monotonic() + HEAD_SECONDS
+    while True:
+        with contextlib.suppress(urllib.error.URLError, OSError), urllib.request.urlopen(request, timeout=5):
+            return
+        if head.poll() is not None or time.monotonic() > deadline:
+            raise InternalError("the Ray head did not start", f"see {log}")
+        time.sleep(0.5)
