@@ -21,7 +21,6 @@ from components.platform.events import EventType
 from components.platform.reference import Reference
 from components.platform.settings import Settings
 from components.platform.step import Work, guarded, run_step
-from components.platform.store import Store
 from model import manifest
 from model.config import EvaluateSlice
 

@@ -7,7 +7,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from model.config import Resources
 
@@ -33,3 +35,39 @@ class HeavyWork:
     """What the entrypoint writes last: exit code, letter if there is one, digest of what was made."""
     resources: Resources
     """Number and size of the workers, and the pool that they are taken from."""
+    evaluates: bool = False
+    """Evaluation, which may take slices of a GPU (MIG)."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the entrypoint wrote last."""
+
+    exit_code: int
+    """0 if the work is done and published."""
+    message: str = ""
+    """The letter, if there is one."""
+    hint: str = ""
+    """The letter's way out."""
+    tries: int = 1
+    """How often the workers were started."""
+    digest: str = ""
+    """Of what was made."""
+    job: str = ""
+    """Drawn anew by each entrypoint: tells its result from that of an earlier one."""
+
+
+class Backend(Protocol):
+    """Where heavy work runs that does not run in this process."""
+
+    def run(self, work: HeavyWork, tell: Callable[[str], None], result: Callable[[], Result | None]) -> None:
+        """Start the work, or adopt the job that an earlier attempt started, and wait for its end.
+
+        Args:
+            work: What.
+            tell: Is given each change of state, in words.
+            result: Reads what the entrypoint wrote last; None if there is nothing.
+
+        Raises:
+            BiovlmError: The letter of its end, if that is not a result of 0.
+        """

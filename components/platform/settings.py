@@ -16,6 +16,7 @@
 | BIOVLM_DATA | URL of the Git repository that is the data registry, whose DVC remote all can read; only read from | in `home` |
 | BIOVLM_LAUNCHER | where heavy work runs: `process` (Ray on this machine), `jobs` (a cluster by address) or `kuberay` | `process` |
 | BIOVLM_RAY_ADDRESS | `http://HOST:8265` of that cluster; it alone means `jobs`. Ray reads its token (RAY_AUTH_TOKEN_PATH) | none |
+| BIOVLM_RECIPE | name of the run's recipe, for the labels of jobs on a cluster | `unknown` |
 | BIOVLM_FEATURE_CACHE_GIB | most that features of images may take in `cache/features` of the home; `0` keeps none on disk | `20` |
 | BIOVLM_TRACE | `1`: traces of unexpected errors show the error's text, which may quote a record | `0` |
 | MLFLOW_TRACKING_URI | tracking store and model registry | SQLite in `home` |
@@ -52,6 +53,7 @@ class Settings:
     data_url: str = ""
     launcher: str = "process"
     ray_address: str = ""
+    recipe: str = "unknown"
     mirrored: bool = False
     trace: bool = False
     feature_cache_gib: float = FEATURE_CACHE_GIB
@@ -74,6 +76,7 @@ class Settings:
             data_url=env.get("BIOVLM_DATA", ""),
             launcher=_launcher(env),
             ray_address=env.get("BIOVLM_RAY_ADDRESS", ""),
+            recipe=env.get("BIOVLM_RECIPE") or "unknown",
             mirrored=env.get("BIOVLM_MIRRORED") == "1",
             trace=env.get("BIOVLM_TRACE") == "1",
             feature_cache_gib=_gib(env.get("BIOVLM_FEATURE_CACHE_GIB") or str(FEATURE_CACHE_GIB)),
@@ -91,6 +94,7 @@ class Settings:
             "BIOVLM_DATA": self.data_url,
             "BIOVLM_LAUNCHER": self.launcher,
             "BIOVLM_RAY_ADDRESS": self.ray_address,
+            "BIOVLM_RECIPE": self.recipe,
             "BIOVLM_MIRRORED": "1" if self.mirrored else "0",
             "BIOVLM_TRACE": "1" if self.trace else "0",
             "BIOVLM_FEATURE_CACHE_GIB": str(self.feature_cache_gib),

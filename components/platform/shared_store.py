@@ -99,6 +99,10 @@ class SharedStore(Store):
 
     def publish(self, uri: str, record: StepRecord | None = None) -> Manifest:
         folder = self._inside(uri)
+        if not (folder / FILE_NAME).is_file():  # made on another machine, which published it
+            if record:
+                self.objects.put_new(self._record_name(record.kind, record.key), _bytes(record))
+            return self.manifest_of(uri)
         mine = manifest.read(folder)
         theirs = self._published(uri)
         if theirs is None or theirs.digest == mine.digest:
