@@ -28,8 +28,6 @@ NAME = "biovlm"
 COMPILED = Path(__file__).parent / "compiled" / "biovlm.yaml"
 
 
-
-
 def pipeline(images: Images = Images()) -> Any:
     """The pipeline, with the images that its steps run in."""
 

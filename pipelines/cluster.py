@@ -39,6 +39,10 @@ class AlreadyThereError(RefusedError):
     """What was to be made has been made by someone else."""
 
 
+class AwayError(MissingInputError):
+    """Nobody answers at the address."""
+
+
 class Server:
     """A KFP API server.
 
@@ -225,7 +229,7 @@ def connect(addresses: Addresses | None = None) -> Server:
     host = found.server()
     from kfp.client import Client, token_credentials_base
 
-    class FromFile(token_credentials_base.TokenCredentialsBase):  # type: ignore[misc]  # kfp is taken as Any
+    class FromFile(token_credentials_base.TokenCredentialsBase):
         """Reads the token before each request: a kubelet replaces it while a command waits."""
 
         def refresh_api_key_hook(self, config: Any) -> None:
@@ -237,7 +241,9 @@ def connect(addresses: Addresses | None = None) -> Server:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         # A namespace of any name keeps the client from asking the server while it is being made.
-        client = Client(host=host, namespace=found.namespace or "none", credentials=credentials, ssl_ca_cert=found.ca_file or None)
+        client = Client(
+            host=host, namespace=found.namespace or "none", credentials=credentials, ssl_ca_cert=found.ca_file or None
+        )
     return Server(client, found)
 
 
@@ -288,7 +294,7 @@ def _words(error: Any) -> str:
 
 
 def _unreachable(addresses: Addresses, error: Exception) -> BiovlmError:
-    return MissingInputError(
+    return AwayError(
         f"no Kubeflow server answers at {addresses.pipelines} ({type(error).__name__})",
         "check KF_PIPELINES_ENDPOINT, the network, and REQUESTS_CA_BUNDLE where the server has a certificate of your own",
     )

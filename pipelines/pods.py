@@ -17,17 +17,25 @@ from typing import Any
 
 from kfp import dsl, kubernetes
 
-from components.platform.retries import PIPELINE_RETRIES
+from components.platform.retries import MOST_OVER_ALL
 
-SETTINGS = "biovlm-settings"
+SETTINGS = "biovlm"
 """ConfigMap with the addresses of a cluster, under the names of the environment variables."""
 NEEDED = ("BIOVLM_STORE", "MLFLOW_TRACKING_URI")
 OPTIONAL = (
     "BIOVLM_CHECKPOINTS",
+    "BIOVLM_COST_CENTRE",
+    "BIOVLM_DATA",
     "BIOVLM_FEATURE_CACHE_GIB",
     "BIOVLM_LAUNCHER",
+    "BIOVLM_POOLS",
+    "BIOVLM_RAY_ADDRESS",
+    "BIOVLM_RAY_ENVIRONMENT",
+    "BIOVLM_RAY_SECRETS",
+    "BIOVLM_RAY_SUBMISSION",
     "BIOVLM_TEAM",
     "MLFLOW_EXPERIMENT_NAME",
+    "AWS_EC2_METADATA_DISABLED",
     "AWS_ENDPOINT_URL",
     "AWS_REGION",
 )
@@ -53,6 +61,10 @@ DEADLINES = {
 }
 """Seconds that a step's own pod may live. For heavy steps that includes the time in a queue; the Ray job has a deadline of its own."""
 HEAVY = ("align", "instruct", "task", "evaluate", "champion")
+RETRIES = MOST_OVER_ALL - 1
+"""How often the pod of a heavy step is started again: a pod that only waits may be lost with its node. It finds the Ray job of the attempt
+before, and work that begins anew is counted with all other attempts (components/platform/retries.py). Other steps are tried once: what
+fails in them fails again, and `biovlm retry` goes on from there."""
 
 
 @dataclass(frozen=True)
@@ -82,12 +94,12 @@ def dress(name: str, task: dsl.PipelineTask, images: Images, asks: dict[str, Any
     for variable, path in POD.items():
         kubernetes.use_field_path_as_env(task, variable, path)
     kubernetes.add_pod_label(task, "app.kubernetes.io/part-of", "biovlm")
-    kubernetes.add_pod_label(task, "biovlm/step", name)
+    kubernetes.add_pod_label(task, "biovlm.io/step", name)
     kubernetes.set_security_context(task, run_as_user=USER, run_as_group=USER, run_as_non_root=True)
     kubernetes.set_timeout(task, DEADLINES[name])
     if name in HEAVY:
         _pass_on(task, asks)
-        task.set_retry(num_retries=PIPELINE_RETRIES, backoff_duration="60s", backoff_factor=2.0, backoff_max_duration="600s")
+        task.set_retry(num_retries=RETRIES, backoff_duration="60s", backoff_factor=2.0, backoff_max_duration="600s")
 
 
 def _pass_on(task: dsl.PipelineTask, asks: dict[str, Any]) -> None:

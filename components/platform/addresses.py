@@ -25,6 +25,8 @@ class Addresses:
     ca_file: str
     namespace: str
     """Of the profile in a multi-user installation of KFP; empty for a single-user one."""
+    jobs_namespace: str
+    """Where the Ray jobs live."""
     time_zone: str
     """Zone in which the server reads cron expressions."""
     launcher_image: str
@@ -39,6 +41,7 @@ class Addresses:
             token_file=Path(env["KF_PIPELINES_SA_TOKEN_PATH"]) if env.get("KF_PIPELINES_SA_TOKEN_PATH") else None,
             ca_file=env.get("REQUESTS_CA_BUNDLE", ""),
             namespace=env.get("BIOVLM_KFP_NAMESPACE", ""),
+            jobs_namespace=env.get("BIOVLM_NAMESPACE") or "biovlm",
             time_zone=env.get("BIOVLM_KFP_TIME_ZONE") or "UTC",
             launcher_image=env.get("BIOVLM_LAUNCHER_IMAGE", ""),
             train_image=env.get("BIOVLM_TRAIN_IMAGE", ""),
@@ -47,7 +50,9 @@ class Addresses:
     def server(self) -> str:
         """The address of the KFP API server. ConfigError if none is named, or it is no address."""
         if not self.pipelines:
-            raise ConfigError("no Kubeflow server is named", "set KF_PIPELINES_ENDPOINT to its address, such as https://kfp.example")
+            raise ConfigError(
+                "no Kubeflow server is named", "set KF_PIPELINES_ENDPOINT to its address, such as https://kfp.example"
+            )
         if not self.pipelines.startswith(("http://", "https://")):
             raise ConfigError(
                 f"KF_PIPELINES_ENDPOINT is {self.pipelines!r}", "it begins with https://, or http:// behind a port-forward"

@@ -16,6 +16,7 @@ import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from components.platform.pools import Pool
 from model.config import Resources
 from model.errors import ConfigError
 
@@ -35,21 +36,15 @@ class Asks(NamedTuple):
     tolerations: list[dict[str, Any]]
 
 
-def asked(resources: Resources, pool: Mapping[str, Any] | None = None) -> Asks:
-    """What a worker with `resources` asks for.
-
-    Args:
-        resources: Of the recipe.
-        pool: The pool it is taken from: `resource` (name of its accelerator, of a GPU or a slice of one), `node_selector`, `tolerations`.
-    """
-    place = pool or {}
+def asked(resources: Resources, pool: Pool) -> Asks:
+    """What a worker with `resources`, taken from `pool`, asks for."""
     return Asks(
         cpu=f"{round(resources.cpus_per_worker * 1000)}m",
         memory=f"{round(resources.memory_gib * 1024)}Mi",
-        accelerator=str(place.get("resource") or NVIDIA),
+        accelerator=pool.accelerator or NVIDIA,
         gpus=str(resources.gpus_per_worker),
-        node_selector=dict(place.get("node_selector") or {}),
-        tolerations=[dict(entry) for entry in place.get("tolerations") or ()],
+        node_selector=dict(pool.node_selector),
+        tolerations=[entry.model_dump(exclude_none=True) for entry in pool.tolerations],
     )
 
 

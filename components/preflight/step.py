@@ -22,15 +22,19 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from components.platform import champion as champions
+from components.platform import pools
 from components.platform.events import EventLog, EventType
 from components.platform.settings import Settings
 from components.platform.step import guarded
+from components.platform.store import open_store
 from components.platform.task_config import asked
 from model import manifest, recipe
 from model.config import Model, Recipe, Resources
 from model.errors import CannotWriteError, ConfigError, MissingInputError
 
 LIBRARIES = ("torch", "transformers", "peft", "safetensors", "ray", "mlflow", "dvc")
+LAUNCHER_LIBRARIES = ("mlflow", "dvc")
+"""Where the heavy work is done elsewhere; the launcher image has no torch."""
 LEAST_FREE_MIB = 512
 
 
@@ -66,16 +70,19 @@ def run(recipe_json: str, champion: str, budget: str = "") -> Slices:
     with guarded("preflight", settings) as log:
         began = time.time()
         checked = _recipe(recipe_json)
-        _libraries()
-        _machine(checked.resources, log)
+        _libraries(LIBRARIES if settings.launcher == "process" else LAUNCHER_LIBRARIES)
+        _, pool = pools.choose(pools.load(settings.pools), checked.resources.pool)
+        if settings.launcher == "process":
+            _machine(checked.resources, log)
         _bases(checked.model)
         _writable(settings.store)
+        open_store(settings).check()
         found, tracking = champions.present(settings, checked.registered_model)
-        found.write(Path(champion))
-        pieces = {name: manifest.canonical_json(piece) for name, piece in recipe.slices(checked).items()}
+        found.write(Path(champion), settings.store)
+        pieces: dict[str, Any] = {name: manifest.canonical_json(piece) for name, piece in recipe.slices(checked).items()}
         facts = {"champion": found.facts.get("version", "none"), "recipe_digest": recipe.digest(checked)}
         log.write(EventType.FINISHED, seconds=time.time() - began, facts={"kind": "preflight", **facts})
-    return Slices(**pieces, tracking=tracking, **asked(checked.resources)._asdict())
+    return Slices(**pieces, tracking=tracking, **asked(checked.resources, pool)._asdict())
 
 
 def _recipe(text: str) -> Recipe:
@@ -87,8 +94,8 @@ def _recipe(text: str) -> Recipe:
         raise ConfigError(f"{field}: {first['msg']}", "every field is described in recipes/schema.json") from None
 
 
-def _libraries() -> None:
-    missing = [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
+def _libraries(needed: tuple[str, ...]) -> None:
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingInputError(f"not installed: {', '.join(missing)}", "pip install 'biovlm[train,platform]'")
 

@@ -30,7 +30,7 @@ def test_each_step_gets_its_slice_and_numbers_keep_their_type(check, tmp_path):
     expected = recipe.slices(micro.recipe())
     assert {name: json.loads(getattr(slices, name)) for name in expected} == expected
     assert isinstance(json.loads(slices.align)["seed"], int)
-    assert reference.read(tmp_path / "champion.json").is_none
+    assert reference.read(tmp_path / "champion.json", tmp_path).is_none
     assert len(slices.tracking) == 32
 
 

@@ -42,7 +42,9 @@ class Schema:
         """The operation of a request. Refusal if the API has none."""
         for template, methods in sorted(self._paths.items(), key=lambda entry: entry[0].count("{")):
             names = re.findall(r"{([^}]+)}", template)
-            pattern = "".join("([^/:]+)" if part.startswith("{") else re.escape(part) for part in re.split(r"({[^}]+})", template))
+            pattern = "".join(
+                "([^/:]+)" if part.startswith("{") else re.escape(part) for part in re.split(r"({[^}]+})", template)
+            )
             found = re.fullmatch(pattern, path)
             if found and method.lower() in methods:
                 given = dict(zip(names, found.groups(), strict=True))
