@@ -16,6 +16,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import yaml
 from kfp import components, local
 
 
@@ -28,7 +29,7 @@ def main(compiled: Path, recipe: Path, pipeline_root: Path, containers: Path | N
     warnings.filterwarnings("ignore", module="kfp")
     runner = local.SubprocessRunner(use_venv=False) if containers is None else docker_runner(containers)
     local.init(runner, pipeline_root=str(pipeline_root), raise_on_error=True)
-    pipeline = components.load_component_from_file(str(compiled))
+    pipeline = components.load_component_from_text(once(compiled.read_text(encoding="utf-8")))
     try:
         pipeline(recipe=recipe.read_text(encoding="utf-8"))
     except RuntimeError as error:
@@ -40,6 +41,14 @@ def docker_runner(path: Path) -> Any:
     """KFP's DockerRunner with the arguments in the file; variables of the environment stand there by name."""
     found = json.loads(path.read_text(encoding="utf-8"))
     return local.DockerRunner(**{**found, "environment": {name: os.environ[name] for name in found["environment"]}})
+
+
+def once(compiled: str) -> str:
+    """The package with every step tried once: its retries are for pods that are lost with their node, which this machine has not got."""
+    documents = list(yaml.safe_load_all(compiled))
+    for task in documents[0]["root"]["dag"]["tasks"].values():
+        task.pop("retryPolicy", None)
+    return yaml.safe_dump_all(documents)
 
 
 def _end_with_parent() -> None:

@@ -74,7 +74,8 @@ class Mirror:
         elif event.type is EventType.REUSED:
             self._reused(event)
         elif event.type is EventType.FAILED:
-            tracking.tags(self._child(event), {"biovlm.exit_code": str(event.exit_code), "biovlm.message": event.message[:500]})
+            words = {"biovlm.message": event.message[:500], "biovlm.hint": event.hint[:500]}
+            tracking.tags(self._child(event), {"biovlm.exit_code": str(event.exit_code), **words})
             tracking.finish(self._child(event), "FAILED", event.time)
         elif event.type is EventType.RUN_FINISHED:
             status = {0: "FINISHED", 75: "KILLED"}.get(event.exit_code or 0, "FAILED")

@@ -7,7 +7,7 @@
 | variable | meaning | default |
 |---|---|---|
 | BIOVLM_HOME | everything biovlm keeps | `.biovlm` in the checkout, else in the current folder |
-| BIOVLM_RUN_ID | the pipeline run that a process belongs to | `adhoc` |
+| BIOVLM_RUN_ID | the pipeline run that a process belongs to; in a pod of a pipeline, BIOVLM_KFP_RUN_ID says it | `adhoc` |
 | BIOVLM_EVENTS | the event log of that run | `runs/<run id>/events.jsonl` |
 | BIOVLM_RAY | a file with the address of the run's Ray; without it a step starts its own | none |
 | BIOVLM_MIRRORED | `1`: another process of the run copies events to MLflow; else each step does it when it ends | `0` |
@@ -17,6 +17,15 @@
 | BIOVLM_LAUNCHER | where heavy work runs: `process` (Ray on this machine), `jobs` (a cluster by address) or `kuberay` | `process` |
 | BIOVLM_RAY_ADDRESS | `http://HOST:8265` of that cluster; it alone means `jobs`. Ray reads its token (RAY_AUTH_TOKEN_PATH) | none |
 | BIOVLM_RECIPE | name of the run's recipe, for the labels of jobs on a cluster | `unknown` |
+| BIOVLM_POOLS | file of the site's pools of machines (components/platform/pools.py) | the pools of biovlm |
+| BIOVLM_TASK_CONFIG | what KFP passed on to the Ray workers; written by the steps themselves | none |
+| KF_PIPELINES_ENDPOINT | address of the Kubeflow server, for the commands that talk to it (components/platform/addresses.py) | none |
+| KF_PIPELINES_SA_TOKEN_PATH | file with the token for it, read anew for each request | no token |
+| REQUESTS_CA_BUNDLE | file with the certificates of your own authority | the public ones |
+| BIOVLM_KFP_NAMESPACE | namespace of the profile, where that server has many users | none |
+| BIOVLM_NAMESPACE | namespace of the Ray jobs; in a pod of a pipeline, its own | `biovlm` |
+| BIOVLM_KFP_TIME_ZONE | zone in which that server reads cron expressions (its CRON_SCHEDULE_TIMEZONE) | `UTC` |
+| BIOVLM_LAUNCHER_IMAGE, BIOVLM_TRAIN_IMAGE | images of a cluster by digest, `REGISTRY/NAME@sha256:...` | none |
 | BIOVLM_FEATURE_CACHE_GIB | most that features of images may take in `cache/features` of the home; `0` keeps none on disk | `20` |
 | BIOVLM_TRACE | `1`: traces of unexpected errors show the error's text, which may quote a record | `0` |
 | MLFLOW_TRACKING_URI | tracking store and model registry | SQLite in `home` |
@@ -57,13 +66,14 @@ class Settings:
     mirrored: bool = False
     trace: bool = False
     feature_cache_gib: float = FEATURE_CACHE_GIB
+    pools: Path | None = None
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:
         """Read the variables of the table above from `environment` (default: this process's)."""
         env = os.environ if environment is None else environment
         home = Path(env.get("BIOVLM_HOME") or _default_home()).expanduser().absolute()
-        run_id = env.get("BIOVLM_RUN_ID") or "adhoc"
+        run_id = env.get("BIOVLM_RUN_ID") or _kfp_run(env) or "adhoc"
         return cls(
             home=home,
             run_id=run_id,
@@ -77,6 +87,7 @@ class Settings:
             launcher=_launcher(env),
             ray_address=env.get("BIOVLM_RAY_ADDRESS", ""),
             recipe=env.get("BIOVLM_RECIPE") or "unknown",
+            pools=Path(env["BIOVLM_POOLS"]) if env.get("BIOVLM_POOLS") else None,
             mirrored=env.get("BIOVLM_MIRRORED") == "1",
             trace=env.get("BIOVLM_TRACE") == "1",
             feature_cache_gib=_gib(env.get("BIOVLM_FEATURE_CACHE_GIB") or str(FEATURE_CACHE_GIB)),
@@ -95,6 +106,7 @@ class Settings:
             "BIOVLM_LAUNCHER": self.launcher,
             "BIOVLM_RAY_ADDRESS": self.ray_address,
             "BIOVLM_RECIPE": self.recipe,
+            "BIOVLM_POOLS": str(self.pools or ""),
             "BIOVLM_MIRRORED": "1" if self.mirrored else "0",
             "BIOVLM_TRACE": "1" if self.trace else "0",
             "BIOVLM_FEATURE_CACHE_GIB": str(self.feature_cache_gib),
@@ -141,6 +153,12 @@ class Settings:
     def recipe_file(self) -> Path:
         """The complete recipe of this run, as JSON."""
         return self.run_folder / "recipe.json"
+
+
+def _kfp_run(env: Mapping[str, str]) -> str:
+    """The run that KFP put into the package's placeholder; its local runners leave the placeholder as it is."""
+    found = env.get("BIOVLM_KFP_RUN_ID", "")
+    return "" if found.startswith("{{") else found
 
 
 def _launcher(env: Mapping[str, str]) -> str:

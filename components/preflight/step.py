@@ -3,8 +3,8 @@
 1. The recipe is validated again: on a cluster it comes from whoever pressed the button.
 2. Libraries, the store, the disk and the tracking store are looked at; each complaint is one letter with the way out.
 3. The present champion is read, so that the whole run compares with the same one.
-4. Out come eight texts (one slice for each step, and the mark of the tracking store) and the reference to the champion's
-   checkpoint.
+4. Out come eight texts (one slice for each step, and the mark of the tracking store), what a worker asks for on a cluster, and the
+   reference to the champion's checkpoint.
 
 Preflight is never reused: what it looks at changes between runs. It imports neither torch nor, where it can be avoided, MLflow.
 """
@@ -17,20 +17,24 @@ import shutil
 import time
 import uuid
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
 from components.platform import champion as champions
+from components.platform import pools
 from components.platform.events import EventLog, EventType
 from components.platform.settings import Settings
 from components.platform.step import guarded
 from components.platform.store import open_store
+from components.platform.task_config import asked
 from model import manifest, recipe
 from model.config import Model, Recipe, Resources
 from model.errors import CannotWriteError, ConfigError, MissingInputError
 
 LIBRARIES = ("torch", "transformers", "peft", "safetensors", "ray", "mlflow", "dvc")
+LAUNCHER_LIBRARIES = ("mlflow", "dvc")
+"""Where the heavy work is done elsewhere; the launcher image has no torch."""
 LEAST_FREE_MIB = 512
 
 
@@ -46,25 +50,39 @@ class Slices(NamedTuple):
     register: str
     promote: str
     tracking: str
+    cpu: str
+    memory: str
+    accelerator: str
+    gpus: str
+    node_selector: dict[str, str]
+    tolerations: list[dict[str, Any]]
 
 
-def run(recipe_json: str, champion: str) -> Slices:
-    """Check everything; write the champion's reference to the path `champion`; return the slices."""
+def run(recipe_json: str, champion: str, budget: str = "") -> Slices:
+    """Check everything; write the champion's reference to the path `champion`; return the slices.
+
+    Args:
+        recipe_json: A complete recipe.
+        champion: Where the reference to the champion's checkpoint goes.
+        budget: GPU hours that the run may cost, as a number; empty for no bound.
+    """
     settings = Settings.from_environment()
     with guarded("preflight", settings) as log:
         began = time.time()
         checked = _recipe(recipe_json)
-        _libraries()
-        _machine(checked.resources, log)
+        _libraries(LIBRARIES if settings.launcher == "process" else LAUNCHER_LIBRARIES)
+        _, pool = pools.choose(pools.load(settings.pools), checked.resources.pool)
+        if settings.launcher == "process":
+            _machine(checked.resources, log)
         _bases(checked.model)
         _writable(settings.store)
         open_store(settings).check()
         found, tracking = champions.present(settings, checked.registered_model)
         found.write(Path(champion), settings.store)
-        pieces = {name: manifest.canonical_json(piece) for name, piece in recipe.slices(checked).items()}
+        pieces: dict[str, Any] = {name: manifest.canonical_json(piece) for name, piece in recipe.slices(checked).items()}
         facts = {"champion": found.facts.get("version", "none"), "recipe_digest": recipe.digest(checked)}
         log.write(EventType.FINISHED, seconds=time.time() - began, facts={"kind": "preflight", **facts})
-    return Slices(**pieces, tracking=tracking)
+    return Slices(**pieces, tracking=tracking, **asked(checked.resources, pool)._asdict())
 
 
 def _recipe(text: str) -> Recipe:
@@ -76,8 +94,8 @@ def _recipe(text: str) -> Recipe:
         raise ConfigError(f"{field}: {first['msg']}", "every field is described in recipes/schema.json") from None
 
 
-def _libraries() -> None:
-    missing = [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
+def _libraries(needed: tuple[str, ...]) -> None:
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingInputError(f"not installed: {', '.join(missing)}", "pip install 'biovlm[train,platform]'")
 
