@@ -10,7 +10,7 @@
    lock.txt       all the others, wheels only: nothing is run to install them
    source.txt     what exists as source only: built last, against what is already there
 
-4. `images/NAME.txt` names, at the same versions, what one container image holds (infra/images): a part of pyproject.toml's extras
+4. `images/NAME.txt` names, at the same versions, what one container image holds (infra/images): one extra of pyproject.toml
    each, without torch and cuda, which an image takes from the two files above.
 
 No address is written: which registry or mirror serves the files is the machine's affair, the hashes say what they must be.
@@ -41,7 +41,9 @@ IMAGES = {
     "train": "What the train image holds beside torch: what learns, Ray around it, and no kfp.",
     "sbom": "What lists the content of an image while it is built, and stays out of it.",
 }
-"""Extra of pyproject.toml -> title of its file in requirements/images."""
+"""Extra of pyproject.toml, or the group SBOM -> title of its file in requirements/images."""
+SBOM = "sbom"
+"""A group: it stands alone, where an extra also brings what the project itself needs."""
 TITLES = {
     "installer": "What installs the rest.",
     "torch": "Installed by pip, not uv: pip takes a CPU build where the machine offers one.",
@@ -56,10 +58,11 @@ def uv(*arguments: str) -> None:
     subprocess.run([sys.executable, "-m", "uv", "--quiet", *arguments], cwd=ROOT, check=True)
 
 
-def compile_arguments(upgrade: str, extra: str = "") -> list[str]:
-    """What all passes of the resolution have in common; of all extras, unless one is named."""
-    extras = f"--extra={extra}" if extra else "--all-extras"
-    common = ["pip", "compile", "pyproject.toml", extras, "--universal", "--python-version", PYTHON_VERSION]
+def compile_arguments(upgrade: str, image: str = "") -> list[str]:
+    """What all passes of the resolution have in common; of everything, unless an image is named."""
+    everything = ["pyproject.toml", "--all-extras", f"--group={SBOM}"]
+    asked = {"": everything, SBOM: [f"--group={SBOM}"]}.get(image, ["pyproject.toml", f"--extra={image}"])
+    common = ["pip", "compile", *asked, "--universal", "--python-version", PYTHON_VERSION]
     chosen = ["--upgrade"] if upgrade == "all" else [f"--upgrade-package={name}" for name in upgrade.split()]
     return [*common, "--no-header", "--no-annotate", *chosen]
 
@@ -71,9 +74,9 @@ def pins(upgrade: str, target: Path) -> None:
     uv(*compile_arguments(upgrade), "--output-file", str(target))
 
 
-def resolve(constraints: Path, target: Path, extra: str = "") -> list[dict[str, Any]]:
+def resolve(constraints: Path, target: Path, image: str = "") -> list[dict[str, Any]]:
     """The packages of the resolution, each with its marker, wheels and source."""
-    uv(*compile_arguments("", extra), "--constraints", str(constraints), "--format", "pylock.toml", "--output-file", str(target))
+    uv(*compile_arguments("", image), "--constraints", str(constraints), "--format", "pylock.toml", "--output-file", str(target))
     packages: list[dict[str, Any]] = tomllib.loads(target.read_text())["packages"]
     return [package for package in packages if files_of(package)]
 

@@ -29,12 +29,21 @@ def main(compiled: Path, recipe: Path, pipeline_root: Path, containers: Path | N
     warnings.filterwarnings("ignore", module="kfp")
     runner = local.SubprocessRunner(use_venv=False) if containers is None else docker_runner(containers)
     local.init(runner, pipeline_root=str(pipeline_root), raise_on_error=True)
-    pipeline = components.load_component_from_text(once(compiled.read_text(encoding="utf-8")))
+    text = once(compiled.read_text(encoding="utf-8"))
+    pipeline = components.load_component_from_text(text if containers is None else bare(text))
     try:
         pipeline(recipe=recipe.read_text(encoding="utf-8"))
     except RuntimeError as error:
         sys.stderr.write(f"{error}\n")  # a failed step; it has said why in the event log
         raise SystemExit(os.EX_SOFTWARE) from None
+
+
+def bare(compiled: str) -> str:
+    """The package without the variables of its containers: KFP would give a container them instead of those of the runner."""
+    documents = list(yaml.safe_load_all(compiled))
+    for executor in documents[0]["deploymentSpec"]["executors"].values():
+        executor["container"].pop("env", None)
+    return yaml.safe_dump_all(documents)
 
 
 def docker_runner(path: Path) -> Any:

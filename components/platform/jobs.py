@@ -12,7 +12,6 @@ A launcher that dies leaves the job to the next attempt. The token is Ray's: RAY
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import shlex
 import time
@@ -23,6 +22,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from components.platform.heavy import ENTRYPOINT, HeavyWork, Result
+from components.platform.jobs_client import JobsClient
 from model.errors import NEVER_RETRIED, BiovlmError, ConfigError, ExitCode, InternalError, PreemptedError
 
 POLL_SECONDS = 2.0
@@ -106,7 +106,7 @@ class JobsCluster:
 
     Args:
         address: `http://HOST:8265`.
-        client: Ray's client of the Jobs API; made from the address when it is needed.
+        client: Of the Jobs API; made from the address when it is needed.
         sleep: Waits for that many seconds.
     """
 
@@ -195,10 +195,7 @@ class JobsCluster:
 
     def _client(self) -> Any:
         if self._made is None:
-            os.environ.setdefault("RAY_AUTH_MODE", "token")  # before ray is imported: it reads this then
-            from ray.job_submission import JobSubmissionClient
-
-            self._made = JobSubmissionClient(self._address)
+            self._made = JobsClient(self._address)
         return self._made
 
 

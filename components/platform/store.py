@@ -84,6 +84,10 @@ class Store:
         """The place of a folder relative to the store, which may move as a whole; the whole path of one that is elsewhere."""
         return folder.relative_to(self.root).as_posix() if folder.is_relative_to(self.root) else str(folder)
 
+    def address(self, uri: str) -> str:
+        """Where anybody finds the files of the artifact at `uri`, as the folder that they are."""
+        return str(self._inside(uri))
+
     def fetch(self, uri: str, digest: str | None = None) -> Path:
         """The folder of the artifact at `uri`, after every byte was hashed.
 
