@@ -20,10 +20,12 @@ ROOT = Path(__file__).resolve().parents[2]
 SUFFIXES = frozenset({".py", ".yaml", ".j2"})
 GROUND = ("model/batch.py", "model/config", "model/errors.py", "model/manifest.py", "model/recipe.py")
 DECIDES = ("decision", "results", "bootstrap")
+SHARING = ("model/training/ranks.py", "model/training/watchdog.py")
+"""By which workers of an evaluation talk; nothing else of the training."""
 CODE: dict[str, tuple[str, ...]] = {
     "data": (*GROUND, "model/data", "components/data"),
     "train": (*GROUND, "model/data", "model/architecture", "model/training", "components/train"),
-    "evaluate": (*GROUND, "model/data", "model/architecture", "model/evaluation", "components/evaluate"),
+    "evaluate": (*GROUND, "model/data", "model/architecture", "model/evaluation", *SHARING, "components/evaluate"),
     "register": (*GROUND, "model/data", "model/architecture", "components/register"),
     "promote": (*GROUND, "model/data/records.py", *(f"model/evaluation/{n}.py" for n in DECIDES), "components/promote"),
 }

@@ -6,7 +6,7 @@
    function takes: JSON values, with paths of this machine.
 
 The keys of a local job: those of `Task.job`; a mapping of name to folder for each group of artifacts (`sets`, `bases`, `parents`,
-`subjects`); `scratch`, `stop`, `final`, `events`, `attempts`, `feature_cache`, `checkpoints`, `store`, `shared_store`; `key`, `run_id`,
+`subjects`); `scratch`, `stop`, `final`, `events`, `attempts`, `feature_cache`, `checkpoints`, `home`, `shared_store`; `key`, `run_id`,
 `attempt`.
 """
 
@@ -78,7 +78,7 @@ def local_job(task: Task, folders: dict[str, dict[str, str]], places: Places, se
         "attempts": str(places.attempts),
         "feature_cache": {"folder": str(settings.feature_cache), "limit_bytes": settings.feature_cache_bytes},
         "checkpoints": places.checkpoints,
-        "store": str(settings.store),
+        "home": str(settings.home),
         "shared_store": settings.shared_store,
         "key": task.key,
         "run_id": task.run_id,

@@ -103,7 +103,7 @@ class RayCluster:
         """End the head and all that it started, by its process group and by Ray's own death watch."""
         self._process.terminate()
         try:
-            self._process.wait(30)
+            self._process.wait(5)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
