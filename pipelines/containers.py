@@ -21,7 +21,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -46,7 +46,7 @@ USER = "10001:0"
 """Who a container is where this process is root; else it is who this process is."""
 RUN_LABEL, OWNER_LABEL, CODE_LABEL = "io.biovlm.run", "io.biovlm.owner", "io.biovlm.code"
 TOKEN = "ray-token"
-HEAD_SECONDS = 180.0
+HEAD_SECONDS = 300.0
 STOP_SECONDS = 20.0
 CONFINED: dict[str, Any] = {
     "network_mode": "host",
@@ -73,8 +73,13 @@ class Site:
 
 
 @contextlib.contextmanager
-def site(settings: Settings, recipe: Recipe) -> Iterator[Site]:
+def site(settings: Settings, recipe: Recipe, tell: Callable[[str], object]) -> Iterator[Site]:
     """Inside, everything runs that the containers of this run need.
+
+    Args:
+        settings: Of the run.
+        recipe: What is run.
+        tell: Gets a line for what takes its time.
 
     Raises:
         MissingInputError: Docker, an image, or what the grounds need is missing. RefusedError: The images hold other code.
@@ -87,10 +92,12 @@ def site(settings: Settings, recipe: Recipe) -> Iterator[Site]:
         check({name: _labels(client, name) for name in (LAUNCHER, TRAIN)}, code.everything())
         _sweep(client)
         wanted = DataSlice.model_validate(recipes.slices(recipe)["data"])
-        Registry(settings.home).ensure((*wanted.data.sets, *wanted.bases))  # the launcher has no torch to make them with
-        reach = stack.enter_context(grounds.lay(folder))
+        Registry(settings.home).ensure((*wanted.data.sets, *wanted.bases), tell)  # the launcher has no torch to make them with
+        tell("starting PostgreSQL, MLflow, an S3 server and a Ray head")
+        reach, laid = stack.enter_context(grounds.lay(folder))
         token = _secret(folder / TOKEN)
         address = stack.enter_context(_head(settings, launch.cpus_for(recipe.resources), reach, token))
+        laid()
         told = {**reach, "BIOVLM_RAY_ADDRESS": address, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
         stack.enter_context(_in_environment(told))
         mine = Settings.from_environment({**os.environ, **settings.for_children(), **told})

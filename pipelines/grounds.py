@@ -1,7 +1,7 @@
 """What stands beside a run in containers, as on a cluster: PostgreSQL, MLflow's server over it, and an S3 server.
 
-1. `lay` starts them one after another on free ports of the loopback interface, waits until each answers, and gives the environment
-   variables that let a step find them. Passwords are made for this one run.
+1. `lay` starts them on free ports of the loopback interface, each after what it needs, and gives the environment variables that let
+   a step find them, and a function that waits until all answer. Passwords are made for this one run.
 2. Each is a child that the kernel ends when this process dies, however it dies; on leaving they end in reverse order.
 
 The S3 server is moto's, in memory: what a run put there is gone with it, but for what the local store has fetched. It does not prove
@@ -31,7 +31,7 @@ from model.errors import InternalError, MissingInputError
 
 HOST = "127.0.0.1"
 BUCKET = "biovlm"
-START_SECONDS = 120.0
+START_SECONDS = 300.0
 STOP_SECONDS = 20.0
 POSTGRES_BINARIES = Path("/usr/lib/postgresql")
 POSTGRES_USER = "postgres"
@@ -52,8 +52,8 @@ class Service:
 
 
 @contextlib.contextmanager
-def lay(logs: Path) -> Iterator[dict[str, str]]:
-    """Inside, the servers run; gives the environment variables that lead to them.
+def lay(logs: Path) -> Iterator[tuple[dict[str, str], Callable[[], None]]]:
+    """Inside, the servers run; gives the environment variables that lead to them, and what waits until all of them answer.
 
     Args:
         logs: Folder for what they say.
@@ -68,18 +68,19 @@ def lay(logs: Path) -> Iterator[dict[str, str]]:
         s3 = f"http://{HOST}:{free_port()}"
         key = {"AWS_ACCESS_KEY_ID": "biovlm", "AWS_SECRET_ACCESS_KEY": secrets.token_hex(16), "AWS_DEFAULT_REGION": "us-east-1"}
         reach = {**key, "AWS_ENDPOINT_URL": s3, "MLFLOW_S3_ENDPOINT_URL": s3}
-        stack.enter_context(running(_s3(s3), logs))
-        urllib.request.urlopen(urllib.request.Request(f"{s3}/{BUCKET}", method="PUT"), timeout=10).close()
+        objects = stack.enter_context(running(_s3(s3), logs))
         database, service = _postgres(binaries, folder)
-        stack.enter_context(running(service, logs))
+        stack.enter_context(running(service, logs))()
         tracking = f"http://{HOST}:{free_port()}"
-        stack.enter_context(running(_mlflow(tracking, database, reach), logs))
-        yield {
-            **reach,
-            "MLFLOW_TRACKING_URI": tracking,
-            "BIOVLM_STORE": f"s3://{BUCKET}/store",
-            "BIOVLM_CHECKPOINTS": f"s3://{BUCKET}/checkpoints",
-        }
+        mlflow = stack.enter_context(running(_mlflow(tracking, database, reach), logs))
+
+        def wait() -> None:
+            objects()
+            urllib.request.urlopen(urllib.request.Request(f"{s3}/{BUCKET}", method="PUT"), timeout=10).close()
+            mlflow()
+
+        addresses = {"BIOVLM_STORE": f"s3://{BUCKET}/store", "BIOVLM_CHECKPOINTS": f"s3://{BUCKET}/checkpoints"}
+        yield {**reach, **addresses, "MLFLOW_TRACKING_URI": tracking}, wait
 
 
 def check() -> Path:
@@ -97,20 +98,23 @@ def check() -> Path:
 
 
 @contextlib.contextmanager
-def running(service: Service, logs: Path) -> Iterator[None]:
-    """Inside, the service answers."""
+def running(service: Service, logs: Path) -> Iterator[Callable[[], None]]:
+    """Inside, the service runs; gives what waits until it answers. InternalError, from there: it does not."""
     path = logs / f"{service.name}.log"
     with path.open("ab") as out:
         process = subprocess.Popen(
             (*_bound(service), *service.command), stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=dict(service.environment)
         )
-    try:
-        deadline = time.monotonic() + START_SECONDS
+    deadline = time.monotonic() + START_SECONDS
+
+    def wait() -> None:
         while not service.answers():
             if process.poll() is not None or time.monotonic() > deadline:
                 raise InternalError(f"{service.name} did not start", f"see {path}")
             time.sleep(0.2)
-        yield
+
+    try:
+        yield wait
     finally:
         process.send_signal(service.end_with)
         try:
