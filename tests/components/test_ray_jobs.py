@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,7 +34,7 @@ pytestmark = [
     pytest.mark.skipif(bool(missing()), reason=f"ray[default] is not installed: no {', '.join(missing())}"),
 ]
 STEP = "import sys; from components.train.step import run; run(open(sys.argv[1]).read(), sys.argv[2], None, sys.argv[3])"
-LONG = {"align": {"epochs": 600, "checkpoint_every": 100}}
+LONG = {"align": {"epochs": 400, "checkpoint_every": 100}}
 
 
 @pytest.fixture(scope="module")
@@ -151,11 +152,12 @@ def test_a_training_survives_its_launchers_in_a_cluster_that_shares_only_the_buc
     assert (cluster.home / "store" / "data" / "mini" / "manifest.json").is_file()  # fetched by the node itself
 
 
-def test_an_error_of_a_worker_keeps_its_kind_and_its_exit_code(launchers, client):
+def test_an_error_of_a_worker_keeps_its_kind_and_its_exit_code(launchers, client, cluster):
     bucket = launchers.shared.removeprefix("s3://").split("/")[0]
     names = [entry["Key"] for entry in client.list_objects_v2(Bucket=bucket)["Contents"]]
     (image,) = [name for name in names if name.endswith("images/train-3.png")]
     client.put_object(Bucket=bucket, Key=image, Body=b"#" * 90)
+    shutil.rmtree(cluster.home / "store" / "data")  # where the node has its copy of the true one
     process = launchers.start()
     assert process.wait(240) == 77, process.stderr.read().decode()
     assert "not what the manifest says" in launchers.heard("failed")[-1].message
