@@ -83,6 +83,9 @@ class SharedStore(Store):
             )
         return found
 
+    def address(self, uri: str) -> str:
+        return f"{self.objects.label}/{FILES}/{self.manifest_of(uri).digest}"
+
     def holds(self, uri: str, digest: str) -> bool:
         found = self._published(uri)
         return found is not None and found.digest == digest and self._whole(found)

@@ -16,6 +16,7 @@ import os
 import shutil
 import time
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +32,8 @@ from model.config import Model, Recipe, Resources
 from model.errors import CannotWriteError, ConfigError, MissingInputError
 
 LIBRARIES = ("torch", "transformers", "peft", "safetensors", "ray", "mlflow", "dvc")
+LAUNCHER_LIBRARIES = ("ray", "mlflow", "dvc")
+"""Where heavy work is done elsewhere: nothing learns on this machine, and its GPUs do not matter."""
 LEAST_FREE_MIB = 512
 
 
@@ -54,8 +57,10 @@ def run(recipe_json: str, champion: str) -> Slices:
     with guarded("preflight", settings) as log:
         began = time.time()
         checked = _recipe(recipe_json)
-        _libraries()
-        _machine(checked.resources, log)
+        here = settings.launcher == "process"
+        _libraries(LIBRARIES if here else LAUNCHER_LIBRARIES)
+        if here:
+            _machine(checked.resources, log)
         _bases(checked.model)
         _writable(settings.store)
         open_store(settings).check()
@@ -76,8 +81,8 @@ def _recipe(text: str) -> Recipe:
         raise ConfigError(f"{field}: {first['msg']}", "every field is described in recipes/schema.json") from None
 
 
-def _libraries() -> None:
-    missing = [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
+def _libraries(needed: Sequence[str]) -> None:
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingInputError(f"not installed: {', '.join(missing)}", "pip install 'biovlm[train,platform]'")
 

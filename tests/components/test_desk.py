@@ -13,6 +13,7 @@ from components.platform import launcher, letter
 from components.platform.desk import COURIER_SECONDS, Courier, Desk
 from components.platform.events import EventLog, EventType
 from components.platform.heavy import Result
+from components.platform.reference import Reference
 from components.platform.settings import Settings
 from components.platform.step import run_step
 from components.platform.store import Source
@@ -137,7 +138,7 @@ def step(settings, shared, client, tmp_path, monkeypatch):
     monkeypatch.setenv("BIOVLM_STORE", shared)
     monkeypatch.setenv("BIOVLM_RAY_ADDRESS", "http://127.0.0.1:8265")
 
-    def run(act, name="align"):
+    def run(act, name="align", **inputs):
         cluster = Cluster(tmp_path / "pod", act)
         monkeypatch.setattr(launcher, "backend", lambda settings: cluster)
 
@@ -145,7 +146,7 @@ def step(settings, shared, client, tmp_path, monkeypatch):
             sources = {"sets": {"mini": Source(kind="set", uri="data/mini", digest="d")}}
             launcher.run(work.task("a.b", {"piece": 1}, sources, Resources()), work)
 
-        run_step("train", name, {"seed": 0}, {}, str(tmp_path / "out.json"), produce, heavy=True)
+        run_step("train", name, {"seed": 0}, inputs, str(tmp_path / "out.json"), produce, heavy=True)
         return cluster
 
     return run
@@ -215,6 +216,16 @@ def test_a_result_of_0_whose_artifact_is_gone_is_not_believed_by_the_next_attemp
     with pytest.raises(SystemExit):
         step(lambda desk, spec: None)
     assert step(publish(tmp_path, monkeypatch)).runs == 1
+
+
+def test_no_work_is_begun_whose_inputs_are_not_in_the_shared_store(step, happened, settings, tmp_path, monkeypatch):
+    gone = Reference(kind="checkpoint", uri=str(settings.store / "steps" / "train" / "gone"), digest="d" * 64)
+    gone.write(tmp_path / "gone.json", settings.store)
+    begun = []
+    with pytest.raises(SystemExit) as ended:
+        step(lambda desk, spec: begun.append(spec), parent=str(tmp_path / "gone.json"))
+    assert (ended.value.code, begun) == (66, [])
+    assert "not whole in the shared store" in happened(types_only=False)[-1].message
 
 
 @pytest.mark.parametrize(
