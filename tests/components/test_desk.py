@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
 
-from components.platform import launcher, letter
+from components.platform import code, launcher, letter
 from components.platform.desk import COURIER_SECONDS, Courier, Desk
 from components.platform.events import EventLog, EventType
 from components.platform.heavy import Result
 from components.platform.reference import Reference
+from components.platform.retries import Attempts
 from components.platform.settings import Settings
 from components.platform.step import run_step
 from components.platform.store import Source
@@ -99,6 +102,17 @@ def test_what_an_earlier_job_left_is_taken_away_but_not_the_count_of_attempts(de
     assert [path.name for path in (tmp_path / "back").iterdir()] == ["attempts"]
 
 
+def test_the_count_of_attempts_outlives_a_worker_that_is_killed(desk, tmp_path):
+    courier = Courier(desk, places(tmp_path / "a"), leads=True)
+    courier.__enter__()  # and never leaves
+    Attempts(tmp_path / "a" / "attempts", "run-1").begin()
+    deadline = time.monotonic() + 20 * COURIER_SECONDS
+    while "attempts" not in desk._objects.names("") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    with Courier(desk, places(tmp_path / "b"), leads=True):
+        assert Attempts(tmp_path / "b" / "attempts", "run-1").counted == 1
+
+
 def test_a_spec_of_another_version_and_an_address_of_none_are_letters(desk, client, shared):
     bucket, _, prefix = desk.spec_uri.removeprefix("s3://").partition("/")
     client.put_object(Bucket=bucket, Key=prefix, Body=json.dumps({"version": 2}).encode())
@@ -107,6 +121,19 @@ def test_a_spec_of_another_version_and_an_address_of_none_are_letters(desk, clie
     for wrong in ("spec.json", "s3://b/other.json"):
         with pytest.raises(ConfigError):
             Desk.at(wrong)
+
+
+TRAIN_IMAGE = """
+import sys
+for name in ("kfp", "mlflow", "dvc", "kubernetes"):
+    sys.modules[name] = None  # importing it fails
+import components.platform.remote, components.platform.shared_store, components.train.worker, components.evaluate.worker
+"""
+
+
+def test_the_entrypoint_and_the_workers_need_nothing_that_the_train_image_lacks():
+    done = subprocess.run([sys.executable, "-c", TRAIN_IMAGE], cwd=code.ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 # ---------------------------------------------------------------------------------------------------------------- launcher
