@@ -117,9 +117,8 @@ def _show(follower: Follower, display: Display) -> None:
 @contextlib.contextmanager
 def _ray_if_needed(recipe: Recipe, settings: Settings) -> Iterator[Settings]:
     """Settings with the address of a Ray for the whole run, if some stage will train."""
-    if settings.launcher != "process" or not any(
-        step.kind == "train" and not step.reused for step in plans.plan(recipe, settings, ask_registry=False)
-    ):
+    steps = plans.plan(recipe, settings, ask_registry=False) if settings.launcher == "process" else []
+    if not any(step.kind == "train" and not step.reused for step in steps):
         yield settings
         return
     head = launch.start(settings, launch.cpus_for(recipe.resources))

@@ -1,7 +1,8 @@
 """Ask a checkpoint all questions: what each worker of an evaluation does, or the step itself where there is one worker.
 
 1. The checkpoint is loaded on its own base models, with all adapters merged.
-2. Where vLLM answers, the export that it serves is made, or found in the store.
+2. Where vLLM answers, the export that it serves is made, or found in the store; also where the step runs in a cluster, for
+   registration.
 3. `model.evaluation.evaluate` asks, tells progress to the event log, and writes the report.
 """
 
@@ -35,7 +36,8 @@ def ask(job: Mapping[str, Any], shard: Shard | None = None, asked: Callable[[], 
     """Ask, and commit the report at `job["final"]`.
 
     Args:
-        job: A local job (components/platform/task.py) with `piece`, `audit`, `who` (the step) and the checkpoint's `digest`.
+        job: A local job (components/platform/task.py) with `piece`, `audit`, `who` (the step), the checkpoint's `digest`, and
+            whether to `export` it.
         shard: This worker, if there are several.
         asked: Whether it shall stop; nothing is kept then.
 
@@ -56,18 +58,25 @@ def ask(job: Mapping[str, Any], shard: Shard | None = None, asked: Callable[[], 
         progress=_progress(job, shard, asked),
         verify=False,
         audit=Audit(**job["audit"]),
-        export=_export(wanted, job, subject, bases),
+        export=_export(wanted, job, subject, bases, shard.leads),
         feature_cache=Disk(Path(job["feature_cache"]["folder"]), job["feature_cache"]["limit_bytes"]),
         shard=shard,
     )
 
 
-def _export(wanted: EvaluateSlice, job: Mapping[str, Any], subject: Path, bases: Mapping[str, Path]) -> Path | None:
-    """For vLLM. Candidate and champion alike: what two engines answer could not be compared."""
-    if not vllm_engine.usable(wanted.resources):
-        return None
+def _export(wanted: EvaluateSlice, job: Mapping[str, Any], subject: Path, bases: Mapping[str, Path], leads: bool) -> Path | None:
+    """The export for vLLM, made if need be; None if the assistant itself answers.
+
+    Candidate and champion alike: what two engines answer could not be compared. With `export` in the job it is made in any case, by
+    one worker: the machine that registers the checkpoint may have no torch.
+    """
     store = open_store(Settings.from_environment({"BIOVLM_HOME": job["home"], "BIOVLM_STORE": job["shared_store"]}))
-    return exports.ensure(Reference(kind="checkpoint", uri=str(subject), digest=job["digest"]), lambda: bases, store)
+    checkpoint = Reference(kind="checkpoint", uri=str(subject), digest=job["digest"])
+    if vllm_engine.usable(wanted.resources):
+        return exports.ensure(checkpoint, lambda: bases, store)
+    if job["export"] and leads and not exports.is_there(checkpoint, store):
+        exports.ensure(checkpoint, lambda: bases, store)
+    return None
 
 
 def _progress(job: Mapping[str, Any], shard: Shard, asked: Callable[[], bool] | None) -> Callable[[int, int, str], None]:

@@ -68,7 +68,13 @@ def _produce(work: Work) -> None:
         "bases": inputs.sources(_own_data(work))["bases"],
         "subjects": {"checkpoint": work.source(subject)},
     }
-    job = {"piece": dict(work.piece), "audit": inputs.audit(data, _names(wanted)), "who": work.name, "digest": subject.digest}
+    job = {
+        "piece": dict(work.piece),
+        "audit": inputs.audit(data, _names(wanted)),
+        "who": work.name,
+        "digest": subject.digest,
+        "export": work.settings.launcher != "process",
+    }
     task = work.task(WORKER, job, artifacts, wanted.resources)
     if alone and work.settings.launcher == "process":
         from components.evaluate.asking import ask  # torch

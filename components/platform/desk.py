@@ -195,6 +195,7 @@ class Courier:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._go, name="courier", daemon=True)
         self._offset = self._number = 0
+        self._counted = b""
 
     def __enter__(self) -> Courier:
         """Bring what others know; errors of the bucket are raised here."""
@@ -211,7 +212,7 @@ class Courier:
         self._thread.join(timeout=60)
         self._desk.push(letter.NAME, self._places.scratch / letter.NAME, once=True)
         if self._leads:
-            self._desk.push(ATTEMPTS, self._places.attempts)
+            self._count()
             self._deliver()
 
     def _go(self) -> None:
@@ -220,7 +221,15 @@ class Courier:
                 if self._desk.stop_asked():
                     (self._places.scratch / STOP).touch()
                 if self._leads:
+                    self._count()  # soon after it has begun: a worker that is killed tells nothing more
                     self._deliver()
+
+    def _count(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            counted = self._places.attempts.read_bytes()
+            if counted != self._counted:
+                self._desk.push(ATTEMPTS, self._places.attempts)
+                self._counted = counted
 
     def _deliver(self) -> None:
         with contextlib.suppress(FileNotFoundError), self._places.events.open("rb") as stream:

@@ -1,8 +1,5 @@
 """Exports of checkpoints in the store: plain transformers folders, made once, under the checkpoint's digest.
 
-1. `ensure` makes one in this process, unless the store has it.
-2. Where heavy work is done elsewhere, registration has `worker` made of `make` (components/register/step.py).
-
 Here data's templates and the architecture meet. torch and transformers are imported when an export is made.
 """
 
@@ -16,10 +13,6 @@ from components.platform.store import Store
 from model.errors import DataError, MissingInputError, RefusedError
 
 
-KIND = "exports"
-"""In the place of a kind of step; the digest of the checkpoint stands for the key."""
-
-
 def ensure(checkpoint: Reference, bases: Callable[[], Mapping[str, Path]], store: Store) -> Path:
     """The export of a checkpoint, made unless the store has one that verifies.
 
@@ -28,20 +21,32 @@ def ensure(checkpoint: Reference, bases: Callable[[], Mapping[str, Path]], store
         bases: Gives its base models by their name in the registry; asked only if there is something to make.
         store: Where exports are; one that was damaged is set aside.
     """
-    final = store.folder(KIND, checkpoint.digest)
-    uri = store.uri(final)
+    uri = uri_of(checkpoint)
+    final = store.root / uri
     try:
         return store.fetch(uri)
     except (RefusedError, DataError, MissingInputError):
         if final.exists():
             store.set_aside(final)
-    make(checkpoint.folder, bases(), final)
+    _export(checkpoint.folder, bases(), final)
     store.publish(uri)
     return final
 
 
-def make(checkpoint: Path, bases: Mapping[str, Path], final: Path) -> None:
-    """Write the export of the checkpoint in a folder to `final`; `bases` are its base models by name."""
+def uri_of(checkpoint: Reference) -> str:
+    """Where a checkpoint's export is in the store."""
+    return f"exports/{checkpoint.digest}"
+
+
+def is_there(checkpoint: Reference, store: Store) -> bool:
+    """Whether the store has the export, its bytes unseen."""
+    try:
+        return bool(store.manifest_of(uri_of(checkpoint)))
+    except (DataError, MissingInputError):
+        return False
+
+
+def _export(checkpoint: Path, bases: Mapping[str, Path], final: Path) -> None:
     from model.architecture import checkpoint as checkpoints
     from model.architecture.export import export
     from model.data.templates import Prompter, chat_template

@@ -14,6 +14,7 @@
 | BIOVLM_CHECKPOINTS | `s3://BUCKET/PREFIX` for checkpoints of unfinished stages: any node goes on from there | in `home` |
 | BIOVLM_STORE | `s3://BUCKET/PREFIX` of artifacts shared by steps on different machines; `store` in the home is its cache | none |
 | BIOVLM_DATA | URL of the Git repository that is the data registry, whose DVC remote all can read; only read from | in `home` |
+| BIOVLM_DVC_REMOTE | DVC remote of the registry that is written here, `s3://BUCKET/PREFIX` or a folder | `dvc-remote` in `home` |
 | BIOVLM_LAUNCHER | where heavy work runs: `process` (Ray on this machine), `jobs` (a cluster by address) or `kuberay` | `process` |
 | BIOVLM_RAY_ADDRESS | `http://HOST:8265` of that cluster; it alone means `jobs`. Ray reads its token (RAY_AUTH_TOKEN_PATH) | none |
 | BIOVLM_RECIPE | name of the run's recipe, for the labels of jobs on a cluster | `unknown` |
@@ -60,6 +61,7 @@ class Settings:
     checkpoints: str = ""
     shared_store: str = ""
     data_url: str = ""
+    dvc_remote_url: str = ""
     launcher: str = "process"
     ray_address: str = ""
     recipe: str = "unknown"
@@ -84,6 +86,7 @@ class Settings:
             checkpoints=env.get("BIOVLM_CHECKPOINTS", ""),
             shared_store=env.get("BIOVLM_STORE", ""),
             data_url=env.get("BIOVLM_DATA", ""),
+            dvc_remote_url=env.get("BIOVLM_DVC_REMOTE", ""),
             launcher=_launcher(env),
             ray_address=env.get("BIOVLM_RAY_ADDRESS", ""),
             recipe=env.get("BIOVLM_RECIPE") or "unknown",
@@ -103,6 +106,7 @@ class Settings:
             "BIOVLM_CHECKPOINTS": self.checkpoints,
             "BIOVLM_STORE": self.shared_store,
             "BIOVLM_DATA": self.data_url,
+            "BIOVLM_DVC_REMOTE": self.dvc_remote_url,
             "BIOVLM_LAUNCHER": self.launcher,
             "BIOVLM_RAY_ADDRESS": self.ray_address,
             "BIOVLM_RECIPE": self.recipe,

@@ -1,6 +1,6 @@
 """A store that steps on different machines share: the truth is a bucket, the folder of each machine a verified cache of it.
 
-    s3://BUCKET/PREFIX/URI/manifest.json       the artifact at URI (steps/KIND/KEY, data/NAME-DIGEST, steps/exports/DIGEST) is whole
+    s3://BUCKET/PREFIX/URI/manifest.json       the artifact at URI (steps/KIND/KEY, data/NAME-DIGEST, exports/DIGEST) is whole
     s3://BUCKET/PREFIX/files/DIGEST/PATH       its files, below the digest of its manifest
     s3://BUCKET/PREFIX/steps/KIND/KEY.json     the record of a step
 
@@ -64,9 +64,6 @@ class SharedStore(Store):
         on_bad(f"a published result lacked some of its files and is set aside as {aside}")
         return None
 
-    def address(self, uri: str) -> str:
-        return f"{self.objects.label}/{FILES}/{self.manifest_of(uri).digest}"
-
     def fetch(self, uri: str, digest: str | None = None) -> Path:
         folder = self._inside(uri)
         if Path(uri).is_absolute():
@@ -85,6 +82,9 @@ class SharedStore(Store):
                 f"no artifact at {self.objects.label}/{uri}", "the step that makes it did not finish; run the command again"
             )
         return found
+
+    def address(self, uri: str) -> str:
+        return f"{self.objects.label}/{FILES}/{self.manifest_of(uri).digest}"
 
     def holds(self, uri: str, digest: str) -> bool:
         found = self._published(uri)

@@ -84,10 +84,6 @@ class Store:
         """The place of a folder relative to the store, which may move as a whole; the whole path of one that is elsewhere."""
         return folder.relative_to(self.root).as_posix() if folder.is_relative_to(self.root) else str(folder)
 
-    def address(self, uri: str) -> str:
-        """Where anybody finds the files of the artifact at `uri`, as the folder that they are."""
-        return str(self._inside(uri))
-
     def fetch(self, uri: str, digest: str | None = None) -> Path:
         """The folder of the artifact at `uri`, after every byte was hashed.
 
@@ -110,6 +106,10 @@ class Store:
     def manifest_of(self, uri: str) -> manifest.Manifest:
         """What the artifact at `uri` says of itself, its files unseen. Errors as `model.manifest.read`."""
         return manifest.read(self._inside(uri))
+
+    def address(self, uri: str) -> str:
+        """Where others find the files of the artifact at `uri`."""
+        return str(self._inside(uri))
 
     def holds(self, uri: str, digest: str) -> bool:
         """Whether the artifact of `digest` is at `uri` and can be used."""

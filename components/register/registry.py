@@ -23,7 +23,6 @@ class Candidate:
     registered_model: str
     checkpoint: str
     source: str
-    """Address of its export: a folder here, or a prefix of the bucket that the store is shared through."""
     tags: Mapping[str, str]
     figures: Mapping[str, float]
     sets: Mapping[str, Mapping[str, Any]]

@@ -1,7 +1,7 @@
 """Registration: the checkpoint becomes a plain transformers folder and a version of the registered model, with its lineage.
 
 1. The checkpoint is exported (`model.architecture.export`) into the store under the checkpoint's digest; where heavy work is done
-   elsewhere, by a worker there.
+   elsewhere, the evaluation did that.
 2. A LoggedModel and a version are made in MLflow, or found again by the checkpoint's digest: the same candidate has one version,
    however often this step runs.
 3. The version's tags name checkpoint, report, data, recipe, code and licences; they are what `biovlm lineage` and promotion read.
@@ -12,20 +12,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 
-from components.platform import champion, exports, inputs, launcher, lineage
-from components.platform.events import EventType
+from components.platform import champion, exports, inputs, lineage
 from components.platform.reference import Reference
 from components.platform.step import Work, run_step
 from components.platform.store import Store
 from components.register.registry import Candidate, ensure_version
 from model import manifest
-from model.config import RegisterSlice, Resources
+from model.config import RegisterSlice
+from model.errors import MissingInputError
 
 KIND = "receipt"
-WORKER = "components.register.worker.export"
 USE = "research only: not a medical device, not for clinical decisions"
 
 
@@ -74,23 +72,20 @@ def _produce(work: Work) -> None:
 
 
 def _exported(work: Work) -> str:
-    """Place in the store of the checkpoint's export, which is made unless it is there."""
-    checkpoint, data, store = work.inputs["checkpoint"], work.inputs["data"], work.store
+    """Place of the checkpoint's export in the store, where it is after this.
+
+    Raises:
+        MissingInputError: Heavy work is done elsewhere, so this machine may have no torch, and the evaluation left no export.
+    """
+    checkpoint, store = work.inputs["checkpoint"], work.store
     if work.settings.launcher == "process":
-        return store.uri(exports.ensure(checkpoint, lambda: inputs.verified(data, store)["bases"], store))
-    final = store.folder(exports.KIND, checkpoint.digest)
-    mine = replace(
-        work,
-        kind=exports.KIND,
-        key=checkpoint.digest,
-        final=final,
-        scratch=store.scratch(exports.KIND, checkpoint.digest),
-    )
-    if store.lookup(exports.KIND, checkpoint.digest, lambda sentence: work.log.write(EventType.NOTE, message=sentence)) is None:
-        bases = inputs.sources(data, set(data.facts["bases"]))["bases"]
-        artifacts = {"bases": bases, "subjects": {"checkpoint": work.source(checkpoint)}}
-        launcher.run(mine.task(WORKER, {}, artifacts, Resources()), mine)
-    return store.uri(final)
+        exports.ensure(checkpoint, lambda: inputs.verified(work.inputs["data"], store)["bases"], store)
+    elif not exports.is_there(checkpoint, store):
+        raise MissingInputError(
+            f"the export of checkpoint {checkpoint.digest[:12]} is not in {work.settings.shared_store}",
+            f"the evaluation makes it: remove {store.uri(work.inputs['report'].folder)} from the store, and run again",
+        )
+    return exports.uri_of(checkpoint)
 
 
 def _tags(wanted: RegisterSlice, work: Work, store: Store, exported: str, tree: lineage.Node) -> dict[str, str]:

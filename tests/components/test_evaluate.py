@@ -45,6 +45,9 @@ def job(tmp_path_factory):
         "bases": {name: str(path) for name, path in bases.items()},
         "subjects": {"checkpoint": str(folder / "align")},
         "attempt": 1,
+        "export": False,
+        "home": str(folder),
+        "shared_store": "",
     }
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,8 +33,13 @@ pytestmark = [
     pytest.mark.timeout(600),
     pytest.mark.skipif(bool(missing()), reason=f"ray[default] is not installed: no {', '.join(missing())}"),
 ]
+EVALUATE = """
+import sys
+from components.evaluate.step import run
+run("evaluate", open(sys.argv[1]).read(), sys.argv[2], sys.argv[3], sys.argv[4])
+"""
 STEP = "import sys; from components.train.step import run; run(open(sys.argv[1]).read(), sys.argv[2], None, sys.argv[3])"
-LONG = {"align": {"epochs": 600, "checkpoint_every": 100}}
+LONG = {"align": {"epochs": 400, "checkpoint_every": 100}}
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +68,9 @@ class Launchers:
     def settings(self):
         return Settings.from_environment(self.environment | {"BIOVLM_HOME": str(self.folder / f"home-{self.count}")})
 
-    def start(self):
+    def start(self, step=STEP, files=("piece.json", "data.json", "out.json")):
         self.count += 1
-        command = [sys.executable, "-c", STEP, *(str(self.folder / name) for name in ("piece.json", "data.json", "out.json"))]
+        command = [sys.executable, "-c", step, *(str(self.folder / name) for name in files)]
         env = {**os.environ, **self.environment, "BIOVLM_HOME": str(self.settings().home)}
         return subprocess.Popen(command, cwd=code.ROOT, env=env, stderr=subprocess.PIPE)
 
@@ -151,11 +157,39 @@ def test_a_training_survives_its_launchers_in_a_cluster_that_shares_only_the_buc
     assert (cluster.home / "store" / "data" / "mini" / "manifest.json").is_file()  # fetched by the node itself
 
 
-def test_an_error_of_a_worker_keeps_its_kind_and_its_exit_code(launchers, client):
+def test_two_workers_of_the_cluster_write_the_report_that_one_writes_here(launchers, monkeypatch, tmp_path):
+    from components.evaluate import step as evaluate
+
+    settings = Settings.from_environment()
+    store, piece = open_store(settings), recipe.slices(micro.recipe(stages={"align": {"epochs": 1}}))
+    (tmp_path / "piece.json").write_text(canonical_json(piece["align"]))
+    undisturbed(launchers, tmp_path)
+    made = store.folder("train", "0" * 64)
+    made.parent.mkdir(parents=True)
+    (tmp_path / "final").rename(made)
+    checkpoint = reference.Reference.to(made, store.publish(store.uri(made)))
+    checkpoint.write(tmp_path / "checkpoint.json", store.root)
+    resources = piece["evaluate"]["resources"] | {"workers": 2}
+    (tmp_path / "two.json").write_text(canonical_json(piece["evaluate"] | {"resources": resources}))
+
+    process = launchers.start(EVALUATE, ("two.json", "data.json", "checkpoint.json", "two.out"))
+    assert process.wait(240) == 0, process.stderr.read().decode()
+    shared = reference.read(tmp_path / "two.out", launchers.settings().store)
+    evaluate.run(
+        "evaluate", canonical_json(piece["evaluate"]), *(str(tmp_path / f"{n}.json") for n in ("data", "checkpoint", "one"))
+    )
+    assert reference.read(tmp_path / "one.json", store.root).digest == shared.digest
+    assert manifest.verify(shared.folder).digest == shared.digest  # the launcher has it: promotion and the page read it
+    export = store.fetch(f"exports/{checkpoint.digest}")  # for a registration without torch
+    assert manifest.verify(export).parents["checkpoint"] == checkpoint.digest
+
+
+def test_an_error_of_a_worker_keeps_its_kind_and_its_exit_code(launchers, client, cluster):
     bucket = launchers.shared.removeprefix("s3://").split("/")[0]
     names = [entry["Key"] for entry in client.list_objects_v2(Bucket=bucket)["Contents"]]
     (image,) = [name for name in names if name.endswith("images/train-3.png")]
     client.put_object(Bucket=bucket, Key=image, Body=b"#" * 90)
+    shutil.rmtree(cluster.home / "store" / "data")  # where the node has its copy of the true one
     process = launchers.start()
     assert process.wait(240) == 77, process.stderr.read().decode()
     assert "not what the manifest says" in launchers.heard("failed")[-1].message
