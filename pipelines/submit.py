@@ -106,7 +106,7 @@ def compiled(images: Images) -> Package:
 
 def read(text: str) -> list[dict[str, Any]]:
     """Both documents of a package, without the version of the compiler."""
-    documents = list(yaml.safe_load_all(text))
+    documents = list(yaml.load_all(text, Loader=yaml.CSafeLoader))
     for document in documents:
         document.pop("sdkVersion", None)
     return documents

@@ -146,7 +146,7 @@ def parse_package(content: bytes) -> dict[str, Any]:
     if len(content) > MOST_BYTES:
         raise Refusal(400, 3, "File size too large. Maximum supported file size: 32 MB")
     try:
-        documents = list(yaml.safe_load_all(content))
+        documents = list(yaml.load_all(content, Loader=yaml.CSafeLoader))
         json_format.ParseDict(documents[0], pipeline_spec_pb2.PipelineSpec())
         platform = documents[1] if len(documents) > 1 else {}
         json_format.ParseDict(platform, pipeline_spec_pb2.PlatformSpec())
