@@ -8,6 +8,7 @@ What the pods of the steps need on a cluster stands in `pods.py`; a run on this 
 """
 
 # No `from __future__ import annotations`: KFP reads the annotations themselves.
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,8 @@ def compile_to(path: Path, images: Images = Images()) -> None:
     """Write the compiled pipeline, every task with KFP's cache off. CannotWriteError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        compiler.Compiler().compile(pipeline(images), str(path))
+        # kfp looks through the whole call stack for each setting of a task. A thread has a short one.
+        with ThreadPoolExecutor(1) as alone:
+            alone.submit(lambda: compiler.Compiler().compile(pipeline(images), str(path))).result()
     except OSError as error:
         raise cannot_write(path, error) from error

@@ -72,7 +72,10 @@ def status(
         if json:
             output.emit_json([{name: part for name, part in runs.as_json(one).items() if name != "steps"} for one in views])
         elif views:
-            output.emit_table(("run", "state", "started", "name"), [(v.run_id, v.state, v.created, v.name[:CELL]) for v in views])
+            output.emit_table(
+                ("run", "state", "started", "name"),
+                [(v.run_id, v.state, v.created, v.name.partition(" ")[0][:CELL]) for v in views],
+            )
         else:
             output.say("no runs yet; `biovlm submit` starts one")
 

@@ -54,10 +54,10 @@ def docker_runner(path: Path) -> Any:
 
 def once(compiled: str) -> str:
     """The package with every step tried once: its retries are for pods that are lost with their node, which this machine has not got."""
-    documents = list(yaml.safe_load_all(compiled))
+    documents = list(yaml.load_all(compiled, Loader=yaml.CSafeLoader))
     for task in documents[0]["root"]["dag"]["tasks"].values():
         task.pop("retryPolicy", None)
-    return yaml.safe_dump_all(documents)
+    return str(yaml.dump_all(documents, Dumper=yaml.CSafeDumper))
 
 
 def _end_with_parent() -> None:

@@ -83,10 +83,11 @@ def judge(recipe: Recipe, found: Estimate, budget: float | None) -> BiovlmError 
 
 
 def refuse(recipe: Recipe, budget: float | None, settings: Settings) -> None:
-    """Raise the letter of `judge`; say so where nothing can be known."""
+    """Raise the letter of `judge`, or of a pool that there is not; say so where nothing can be known."""
+    _, pool = pools.choose(pools.load(settings.pools), recipe.resources.pool)
     if not recipe.resources.gpus_per_worker:
         return
-    found = of(recipe, settings)
+    found = of(recipe, PEAK_TFLOPS.get(pool.ray_accelerator, UNKNOWN_TFLOPS), settings)
     if found is None:
         output.say("note: the cost is not known: the data registry or a base model's config is not on this machine")
         return
@@ -95,19 +96,16 @@ def refuse(recipe: Recipe, budget: float | None, settings: Settings) -> None:
         raise error
 
 
-def of(recipe: Recipe, settings: Settings) -> Estimate | None:
-    """The estimate with what this machine knows; None if that is too little."""
+def of(recipe: Recipe, tflops: float, settings: Settings) -> Estimate | None:
+    """The estimate with what this machine knows, on GPUs of that peak; None if that is too little."""
     try:
         records = counts(recipe, Registry(settings.home))
         configs = [config_of(source, None, settings.store) for source in (recipe.model.language, recipe.model.tower)]
         if configs[0] is None or configs[1] is None:
             return None
-        _, pool = pools.choose(pools.load(settings.pools), recipe.resources.pool)
-        return estimate(recipe, records, shapes_of(configs[0], configs[1]), PEAK_TFLOPS.get(pool.ray_accelerator, UNKNOWN_TFLOPS))
-    except BiovlmError as error:
-        if "resources.pool" in error.message:
-            raise
-        return None
+        return estimate(recipe, records, shapes_of(configs[0], configs[1]), tflops)
+    except BiovlmError:
+        return None  # no registry here, or a set that it has not got: the run itself says so
 
 
 def counts(recipe: Recipe, registry: Registry) -> dict[str, float]:

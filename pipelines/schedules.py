@@ -174,7 +174,8 @@ def _known(names: Sequence[str], sets: Iterable[str]) -> None:
 
 
 def _letter(error: ValidationError, path: Path) -> tuple[str, str]:
-    first = error.errors()[0]
+    # A misspelt key is also a missing one; the first says more.
+    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     place = ".".join(str(part) for part in first["loc"]) or "the file"
     if first["type"] == "extra_forbidden":
         known = sorted((Entry if len(first["loc"]) > 1 else File).model_fields)

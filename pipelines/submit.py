@@ -9,6 +9,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import re
 import tempfile
 import time
@@ -71,9 +73,9 @@ def package(addresses: Addresses, kept: Path | None = None) -> Package:
     except (yaml.YAMLError, KeyError, TypeError, IndexError, UnicodeDecodeError):
         raise ConfigError(f"{kept} is no compiled pipeline", "`biovlm compile --out FILE` writes one") from None
     now = compiled(images)
-    if digest_of(found) != now.digest:
+    if found != (made := read(now.text)):
         raise ConfigError(
-            f"{kept} is older than the code: it has the digest {digest_of(found)[:12]}, the code compiles to {now.digest[:12]}",
+            f"{kept} is older than the code: its digest is {digest_of(found)[:12]}, the code compiles to {digest_of(made)[:12]}",
             "compile it again with `biovlm compile`, or check out the code that it was made from",
         )
     return now
@@ -90,6 +92,7 @@ def checked(images: Images) -> Images:
     return images
 
 
+@functools.cache
 def compiled(images: Images) -> Package:
     """The pipeline with these images. Errors as `checked`."""
     checked(images)
@@ -97,12 +100,13 @@ def compiled(images: Images) -> Package:
         path = Path(folder) / "biovlm.yaml"
         biovlm.compile_to(path, images)
         text = path.read_text(encoding="utf-8")
-    return Package(text, digest_of(read(text)))
+    lines = [line for line in text.splitlines() if not line.startswith(("#", "sdkVersion:"))]
+    return Package(text, hashlib.sha256("\n".join(lines).encode()).hexdigest())
 
 
 def read(text: str) -> list[dict[str, Any]]:
     """Both documents of a package, without the version of the compiler."""
-    documents = list(yaml.safe_load_all(text))
+    documents = list(yaml.load_all(text, Loader=yaml.CSafeLoader))
     for document in documents:
         document.pop("sdkVersion", None)
     return documents
@@ -158,7 +162,7 @@ def start(server: Server, recipe: Recipe, wanted: Package, experiment: str, budg
     return server.start(name, server.experiment(experiment), pipeline, version, given)
 
 
-def follow(server: Server, run_id: str, tell: Tell, logs: bool = False, poll_seconds: float = POLL_SECONDS) -> RunView:
+def follow(server: Server, run_id: str, tell: Tell, logs: bool = False) -> RunView:
     """Wait until a run is over; its last view.
 
     Args:
@@ -166,7 +170,6 @@ def follow(server: Server, run_id: str, tell: Tell, logs: bool = False, poll_sec
         run_id: The run.
         tell: Is given each change, and each line of the steps' logs.
         logs: Also the logs.
-        poll_seconds: Between two looks.
 
     Raises:
         AwayError: The server was away too long. RefusedError: The token was refused. MissingInputError: The run was deleted.
@@ -182,7 +185,7 @@ def follow(server: Server, run_id: str, tell: Tell, logs: bool = False, poll_sec
             if seen is None or time.monotonic() - away_since > PATIENCE_SECONDS:
                 raise
             tell(f"the server does not answer, waiting on: {error.message}")
-            time.sleep(poll_seconds)
+            _pause()
             continue
         away_since = None
         for line in runs.changes(seen, now):
@@ -192,7 +195,11 @@ def follow(server: Server, run_id: str, tell: Tell, logs: bool = False, poll_sec
         if now.over:
             return now
         seen = now
-        time.sleep(poll_seconds)
+        _pause()
+
+
+def _pause() -> None:
+    time.sleep(POLL_SECONDS)
 
 
 def _tell_logs(server: Server, run: RunView, shown: dict[str, int], tell: Tell) -> None:

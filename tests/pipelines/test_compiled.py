@@ -11,7 +11,7 @@ from pipelines.summary import STEPS
 
 def documents(path):
     """All documents: settings for Kubernetes stand in a second one."""
-    found = list(yaml.safe_load_all(path.read_text()))
+    found = list(yaml.load_all(path.read_text(), Loader=yaml.CSafeLoader))
     for document in found:
         document.pop("sdkVersion", None)
     return found

@@ -18,6 +18,7 @@ import contextlib
 import email
 import email.policy
 import json
+import os
 import random
 import re
 import threading
@@ -32,6 +33,8 @@ from typing import Any
 
 from tests.standins.kfp_rules import Refusal, Schema, check_cron, check_parameters, parse_package
 
+SCHEMAS = Path(os.environ.get("BIOVLM_SCHEMAS") or Path(__file__).resolve().parents[3] / "shared" / "schemas")
+KFP_SCHEMA = SCHEMAS / "kfp" / "kfp_api_v2beta1.swagger.json"
 OVER = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
 FAILING = ("FAILED",)
 Frame = dict[str, Any]

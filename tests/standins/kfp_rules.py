@@ -7,6 +7,7 @@ that the file cannot say.
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import re
 from pathlib import Path
@@ -31,8 +32,8 @@ class Schema:
 
     def __init__(self, content: dict[str, Any]) -> None:
         self._paths = content["paths"]
-        self._answers = {name: _closed(part, asked=False) for name, part in content["definitions"].items()}
-        self._asked = {name: _closed(part, asked=True) for name, part in content["definitions"].items()}
+        self._answers = Shapes({name: _closed(part, asked=False) for name, part in content["definitions"].items()}, 500)
+        self._asked = Shapes({name: _closed(part, asked=True) for name, part in content["definitions"].items()}, 400)
 
     @classmethod
     def read(cls, path: Path) -> Schema:
@@ -55,7 +56,7 @@ class Schema:
 class Operation:
     """One operation of the API."""
 
-    def __init__(self, content: dict[str, Any], given: dict[str, str], asked: dict[str, Any], answers: dict[str, Any]) -> None:
+    def __init__(self, content: dict[str, Any], given: dict[str, str], asked: Shapes, answers: Shapes) -> None:
         self.name, self.given = content["operationId"], given
         self._parameters = content.get("parameters", [])
         self._answer = content["responses"]["200"]["schema"]
@@ -83,20 +84,29 @@ class Operation:
             body = json.loads(raw)
         except ValueError:
             raise Refusal(400, 3, "the body is no JSON") from None
-        _validate(body, wanted, self._asked, 400)
+        self._asked.check(body, wanted)
         return body
 
     def check_answer(self, answer: Any) -> None:
         """A defect of the stand-in, if it fails: it would teach a client what no server says."""
-        _validate(answer, self._answer, self._answers, 500)
+        self._answers.check(answer, self._answer)
 
 
-def _validate(value: Any, wanted: dict[str, Any], definitions: dict[str, Any], status: int) -> None:
-    try:
-        jsonschema.validate(value, {**wanted, "definitions": definitions})
-    except jsonschema.ValidationError as error:
-        where = ".".join(str(part) for part in error.absolute_path)
-        raise Refusal(status, 3, f"{where or 'body'}: {error.message[:200]}") from None
+class Shapes:
+    """The definitions of the API as JSON Schema, and the status that a value ends with that is not like them."""
+
+    def __init__(self, definitions: dict[str, Any], status: int) -> None:
+        self._definitions, self._status = definitions, status
+        self._validators: dict[str, Any] = {}
+
+    def check(self, value: Any, wanted: dict[str, Any]) -> None:
+        """Refusal if `value` is not what `wanted` says."""
+        key = json.dumps(wanted, sort_keys=True)
+        if key not in self._validators:
+            self._validators[key] = jsonschema.Draft7Validator({**wanted, "definitions": self._definitions})
+        for error in self._validators[key].iter_errors(value):
+            where = ".".join(str(part) for part in error.absolute_path)
+            raise Refusal(self._status, 3, f"{where or 'body'}: {error.message[:200]}")
 
 
 def _closed(part: dict[str, Any], asked: bool) -> dict[str, Any]:
@@ -126,6 +136,7 @@ def check_parameters(spec: dict[str, Any], given: dict[str, Any]) -> None:
             raise Refusal(400, 3, f"input parameter {name} requires type string")
 
 
+@functools.cache
 def parse_package(content: bytes) -> dict[str, Any]:
     """Both documents of a compiled file, read by kfp's own messages."""
     from google.protobuf import json_format
@@ -135,7 +146,7 @@ def parse_package(content: bytes) -> dict[str, Any]:
     if len(content) > MOST_BYTES:
         raise Refusal(400, 3, "File size too large. Maximum supported file size: 32 MB")
     try:
-        documents = list(yaml.safe_load_all(content))
+        documents = list(yaml.load_all(content, Loader=yaml.CSafeLoader))
         json_format.ParseDict(documents[0], pipeline_spec_pb2.PipelineSpec())
         platform = documents[1] if len(documents) > 1 else {}
         json_format.ParseDict(platform, pipeline_spec_pb2.PlatformSpec())
