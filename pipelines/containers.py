@@ -46,6 +46,8 @@ USER = "10001:0"
 """Who a container is where this process is root; else it is who this process is."""
 RUN_LABEL, OWNER_LABEL, CODE_LABEL = "io.biovlm.run", "io.biovlm.owner", "io.biovlm.code"
 TOKEN = "ray-token"
+REGISTRY = Path("/registry")
+"""Where a step finds the Git repository of this machine's data registry."""
 HEAD_SECONDS = 300.0
 STOP_SECONDS = 20.0
 CONFINED: dict[str, Any] = {
@@ -98,7 +100,14 @@ def site(settings: Settings, recipe: Recipe, tell: Callable[[str], object]) -> I
         token = _secret(folder / TOKEN)
         address = stack.enter_context(_head(settings, launch.cpus_for(recipe.resources), reach, token))
         laid()
-        told = {**reach, "BIOVLM_RAY_ADDRESS": address, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+        told = {
+            **reach,
+            "BIOVLM_LAUNCHER": "jobs",
+            "BIOVLM_RAY_ADDRESS": address,
+            "BIOVLM_DATA": f"file://{REGISTRY}",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(token),
+        }
         stack.enter_context(_in_environment(told))
         mine = Settings.from_environment({**os.environ, **settings.for_children(), **told})
         path = folder / "docker.json"
@@ -151,20 +160,19 @@ def step_arguments(settings: Settings, names: list[str], uid: int, gid: int) -> 
     who = user(uid, gid)
     owner, _, group = who.partition(":")
     writable = f"uid={owner},gid={group},mode=0770"
-    data = ((settings.data_registry, settings.data_registry), (settings.dvc_remote, settings.dvc_remote))
+    followed = settings.home / "registries"  # clones lie there, and name their remote relative to themselves
     return {
         **CONFINED,
         "user": who,
         "environment": names,
-        "tmpfs": {str(settings.home): writable, "/home/biovlm": writable, "/tmp": "mode=1777", **_dvc(settings, writable)},
-        "mounts": [_mount(settings.run_folder, settings.run_folder, write=True), *(_mount(a, b) for a, b in data)],
+        "tmpfs": {str(settings.home): writable, str(followed): writable, "/home/biovlm": writable, "/tmp": "mode=1777"},
+        "mounts": [
+            _mount(settings.run_folder, settings.run_folder, write=True),
+            _mount(settings.data_registry, REGISTRY),
+            _mount(settings.dvc_remote, followed / settings.dvc_remote.name),
+        ],
         "labels": {**_labelled(settings.run_id), "io.biovlm.step": "1"},
     }
-
-
-def _dvc(settings: Settings, writable: str) -> dict[str, str]:
-    """DVC takes notes in its own folder also when it only reads."""
-    return {str(settings.data_registry / ".dvc" / "tmp"): writable}
 
 
 def _mount(source: Path, target: Path, write: bool = False) -> dict[str, Any]:

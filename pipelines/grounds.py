@@ -33,6 +33,9 @@ HOST = "127.0.0.1"
 BUCKET = "biovlm"
 START_SECONDS = 300.0
 STOP_SECONDS = 20.0
+ANSWER_SECONDS = 60.0
+FIRST_QUESTION = "/api/2.0/mlflow/experiments/search?max_results=1"
+"""MLflow says that it is healthy before it has made its tables, and makes them for the first who asks anything else."""
 POSTGRES_BINARIES = Path("/usr/lib/postgresql")
 POSTGRES_USER = "postgres"
 """Whom root becomes: PostgreSQL refuses to run as root. Debian's package brings this user."""
@@ -194,12 +197,12 @@ def _mlflow(address: str, database: str, reach: Mapping[str, str]) -> Service:
     command = (sys.executable, "-m", "mlflow", "server", *where, *artifacts)
     environment = {**os.environ, **reach, **told}
     environment.pop("MLFLOW_TRACKING_URI", None)
-    return Service("mlflow", command, lambda: _says_yes(f"{address}/health"), environment)
+    return Service("mlflow", command, lambda: _says_yes(f"{address}{FIRST_QUESTION}"), environment)
 
 
 def _says_yes(address: str) -> bool:
     try:
-        with urllib.request.urlopen(address, timeout=2) as answer:
+        with urllib.request.urlopen(address, timeout=ANSWER_SECONDS) as answer:
             return int(answer.status) == 200
     except (urllib.error.URLError, OSError):
         return False
