@@ -67,4 +67,4 @@ def _end_with_parent() -> None:
 
 if __name__ == "__main__":
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    main(*map(Path, sys.argv[1:4]))
+    main(*map(Path, sys.argv[1:]))

@@ -36,6 +36,8 @@ STOP_SECONDS = 20.0
 ANSWER_SECONDS = 60.0
 FIRST_QUESTION = "/api/2.0/mlflow/experiments/search?max_results=1"
 """MLflow says that it is healthy before it has made its tables, and makes them for the first who asks anything else."""
+NO_JOBS = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+"""Five processes for evaluations by language models, which nothing here asks for."""
 POSTGRES_BINARIES = Path("/usr/lib/postgresql")
 POSTGRES_USER = "postgres"
 """Whom root becomes: PostgreSQL refuses to run as root. Debian's package brings this user."""
@@ -191,7 +193,7 @@ def _s3(address: str) -> Service:
 
 def _mlflow(address: str, database: str, reach: Mapping[str, str]) -> Service:
     """The address of the database is a secret, so it is told by the environment and not in the list of processes."""
-    told = {"MLFLOW_BACKEND_STORE_URI": database, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    told = {"MLFLOW_BACKEND_STORE_URI": database, "MLFLOW_DISABLE_TELEMETRY": "true", **NO_JOBS}
     where = ("--host", HOST, "--port", address.rpartition(":")[2], "--workers", "1")
     artifacts = ("--serve-artifacts", "--artifacts-destination", f"s3://{BUCKET}/mlflow")
     command = (sys.executable, "-m", "mlflow", "server", *where, *artifacts)
