@@ -75,7 +75,7 @@ class Site:
 
 
 @contextlib.contextmanager
-def site(settings: Settings, recipe: Recipe, tell: Callable[[str], object]) -> Iterator[Site]:
+def site(settings: Settings, recipe: Recipe, tell: Callable[[str], None]) -> Iterator[Site]:
     """Inside, everything runs that the containers of this run need.
 
     Args:

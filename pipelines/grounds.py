@@ -142,8 +142,8 @@ def _folder() -> Iterator[Path]:
     """A folder that PostgreSQL may own; in /tmp, for its socket's path has 107 characters."""
     folder = Path(tempfile.mkdtemp(prefix="bv-pg-", dir="/tmp"))
     try:
-        if _server_user():
-            shutil.chown(folder, _server_user())
+        if user := _server_user():
+            shutil.chown(folder, user)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)

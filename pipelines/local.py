@@ -76,7 +76,10 @@ def run(recipe: Recipe, display: Display, settings: Settings | None = None, runn
         return _run(recipe, display, mine, log, began)
     from pipelines import containers  # docker
 
-    with containers.site(mine, recipe, lambda line: log.write(EventType.NOTE, message=line)) as site:
+    def tell(line: str) -> None:
+        log.write(EventType.NOTE, message=line)
+
+    with containers.site(mine, recipe, tell) as site:
         result = _run(recipe, display, site.settings, log, began, site)
         containers.bring_home(site.settings, result)
         return result

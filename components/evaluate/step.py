@@ -60,7 +60,7 @@ def _nobody(who: str, report: str) -> None:
         log.write(EventType.REUSED, message="there is no champion yet", seconds=0.0)
 
 
-def _produce(work: Work) -> None:
+def _produce(work: Work) -> Mapping[str, str] | None:
     wanted, subject = EvaluateSlice.model_validate(work.piece), work.inputs["checkpoint"]
     data, alone = work.inputs["data"], wanted.resources.workers == 1
     artifacts = {
@@ -80,9 +80,10 @@ def _produce(work: Work) -> None:
         from components.evaluate.asking import ask  # torch
 
         ask(local_job(task, fetched(task, work.store), launcher.here(work), work.settings))
-        return
-    launcher.run(task, work)
+        return None
+    there = launcher.run(task, work)
     work.store.fetch(work.store.uri(work.final))  # small, and promotion and the page read it
+    return there
 
 
 def _own_data(work: Work) -> Reference:

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from model.config import Resources
@@ -55,6 +55,8 @@ class Result:
     """How often the workers were started."""
     digest: str = ""
     """Of what was made."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Of the libraries that made it."""
     job: str = ""
     """Drawn anew by each entrypoint: tells its result from that of an earlier one."""
 

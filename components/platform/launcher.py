@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from components.platform import launch, letter
 from components.platform.desk import Desk
@@ -30,16 +30,19 @@ COPY_SECONDS = 2.0
 """How often events of a cluster are looked for; the job's own courier brings them as often."""
 
 
-def run(task: Task, work: Work) -> None:
+def run(task: Task, work: Work) -> Mapping[str, str] | None:
     """Do the task; the artifact is then at `work.final`, or in the shared store.
+
+    Returns:
+        Versions of the libraries that did it; None if those are this environment's.
 
     Raises:
         PreemptedError: It was stopped, and the same step goes on. BiovlmError: What the workers or the cluster said.
     """
     if work.settings.launcher == "process":
         _in_process(task, work)
-    else:
-        _elsewhere(task, work, backend(work.settings))
+        return None
+    return _elsewhere(task, work, backend(work.settings))
 
 
 def backend(settings: Settings) -> Backend:
@@ -81,7 +84,7 @@ def _in_process(task: Task, work: Work) -> None:
     places.attempts.unlink(missing_ok=True)
 
 
-def _elsewhere(task: Task, work: Work, cluster: Backend) -> None:
+def _elsewhere(task: Task, work: Work, cluster: Backend) -> Mapping[str, str] | None:
     settings = work.settings
     desk = Desk.of(settings.shared_store, task.run_id, task.key)
     said, uri = desk.result(), work.store.uri(work.final)
@@ -105,6 +108,8 @@ def _elsewhere(task: Task, work: Work, cluster: Backend) -> None:
         raise MissingInputError(
             f"the job of {task.step} says done, and {uri} is not in {settings.shared_store}", "run the command again"
         )
+    said = desk.result()
+    return said.versions if said else None
 
 
 def _is_published(work: Work, uri: str) -> bool:

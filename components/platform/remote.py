@@ -22,7 +22,7 @@ from components.platform.desk import ATTEMPTS, Courier, Desk, Spec
 from components.platform.heavy import Result
 from components.platform.retries import Attempts, forgiven
 from components.platform.settings import Settings
-from components.platform.step import as_letter
+from components.platform.step import as_letter, versions
 from components.platform.stops import on_sigterm
 from components.platform.store import open_store
 from components.platform.task import Places, fetched, local_job
@@ -54,7 +54,7 @@ def main(spec_uri: str) -> int:
     tries = _counted(spec, desk, places) - began
     code = said.exit_code if said else ExitCode.DONE
     text = (said.message, said.hint) if said else ("", "")
-    desk.write_result(Result(int(code), *text, tries=tries, digest=digest, job=token))
+    desk.write_result(Result(int(code), *text, tries=tries, digest=digest, versions=versions(), job=token))
     return int(code)
 
 

@@ -89,7 +89,7 @@ def run_step(
     piece: Mapping[str, Any],
     inputs: Mapping[str, str | None],
     out: str,
-    produce: Callable[[Work], None],
+    produce: Callable[[Work], Mapping[str, str] | None],
     identify: Callable[[Mapping[str, Reference]], dict[str, str]] | None = None,
     still_good: Callable[[manifest.Manifest], bool] | None = None,
     heavy: bool = False,
@@ -102,7 +102,7 @@ def run_step(
         piece: The step's slice of the recipe.
         inputs: Role -> path of a reference file; roles without a path are left out.
         out: Where KFP wants the reference to the result.
-        produce: Writes the artifact.
+        produce: Writes the artifact; the versions of the libraries that made it, if that was not this process's environment.
         identify: What of the inputs belongs to the key; the digest of each, unless given.
         still_good: A last question about a stored result; False runs the step again.
         heavy: Its inputs are read where the launcher has the work done, and need not come to this machine.
@@ -202,11 +202,11 @@ def _verified(given: Mapping[str, Reference], store: Store, elsewhere: bool) -> 
     return {role: ref.digest for role, ref in given.items() if not ref.is_none}
 
 
-def _make(store: Store, work: Work, record: StepRecord, produce: Callable[[Work], None]) -> Reference:
+def _make(store: Store, work: Work, record: StepRecord, produce: Callable[[Work], Mapping[str, str] | None]) -> Reference:
     store.write_record(record)
-    produce(work)
+    there = produce(work)
     seconds = time.time() - record.started
-    record = record.model_copy(update={"seconds": seconds})
+    record = record.model_copy(update={"seconds": seconds, "versions": dict(there or record.versions)})
     store.write_record(record)
     result = Reference.to(work.final, store.publish(store.uri(work.final), record))
     work.log.write(EventType.FINISHED, seconds=seconds, facts=_facts(record.kind, work.key, result))
@@ -224,12 +224,13 @@ def _record(kind: str, identity: Mapping[str, str], work: Work) -> StepRecord:
         code=code.digest(kind),
         inputs={role: work.source(ref) for role, ref in work.inputs.items() if not ref.is_none},
         revision=code.revision(),
-        versions=_versions(),
+        versions=versions(),
         started=time.time(),
     )
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that a result may depend on, in this environment."""
     found = {"python": sys.version.split()[0]}
     for name in LIBRARIES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

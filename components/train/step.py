@@ -43,14 +43,14 @@ def identity(wanted: TrainSlice, given: Mapping[str, Reference]) -> dict[str, st
     return inputs.identity(given["data"], _names(wanted)) | ({"parent": given["parent"].digest} if "parent" in given else {})
 
 
-def _produce(work: Work) -> None:
+def _produce(work: Work) -> Mapping[str, str] | None:
     wanted = TrainSlice.model_validate(work.piece)
     artifacts = inputs.sources(work.inputs["data"], _names(wanted))
     parent = work.inputs.get("parent")
     if parent is not None:
         artifacts["parents"] = {"parent": work.source(parent)}
     job = {"piece": dict(work.piece), "audit": inputs.audit(work.inputs["data"], artifacts["sets"])}
-    launcher.run(work.task(WORKER, job, artifacts, wanted.resources), work)
+    return launcher.run(work.task(WORKER, job, artifacts, wanted.resources), work)
 
 
 def _names(wanted: TrainSlice) -> set[str]:
