@@ -16,11 +16,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
-import subprocess
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -33,23 +28,19 @@ from components.platform.settings import Settings
 from components.platform.store import open_store
 from model import recipe as recipes
 from model.config import DataSlice, Recipe
-from model.errors import BiovlmError, InternalError, MissingInputError, RefusedError
-from pipelines import grounds
+from model.errors import BiovlmError, MissingInputError, RefusedError
+from pipelines import grounds, ray_head
+from pipelines.ray_head import OWNER_LABEL, RUN_LABEL, TRAIN, give, labelled, user
 
 if TYPE_CHECKING:
     import docker
 
     from pipelines.summary import RunResult
 
-LAUNCHER, TRAIN = "biovlm-launcher-python:latest", "biovlm-train:latest"
-USER = "10001:0"
-"""Who a container is where this process is root; else it is who this process is."""
-RUN_LABEL, OWNER_LABEL, CODE_LABEL = "io.biovlm.run", "io.biovlm.owner", "io.biovlm.code"
-TOKEN = "ray-token"
+LAUNCHER = "biovlm-launcher-python:latest"
+CODE_LABEL = "io.biovlm.code"
 REGISTRY = Path("/registry")
 """Where a step finds the Git repository of this machine's data registry."""
-HEAD_SECONDS = 300.0
-STOP_SECONDS = 20.0
 CONFINED: dict[str, Any] = {
     "network_mode": "host",
     "read_only": True,
@@ -97,8 +88,8 @@ def site(settings: Settings, recipe: Recipe, tell: Callable[[str], None]) -> Ite
         Registry(settings.home).ensure((*wanted.data.sets, *wanted.bases), tell)  # the launcher has no torch to make them with
         tell("starting PostgreSQL, MLflow, an S3 server and a Ray head")
         reach, laid = stack.enter_context(grounds.lay(folder))
-        token = _secret(folder / TOKEN)
-        address = stack.enter_context(_head(settings, launch.cpus_for(recipe.resources), reach, token))
+        token = ray_head.secret(folder / "ray-token")
+        address = stack.enter_context(ray_head.running(settings, launch.cpus_for(recipe.resources), reach, token))
         laid()
         told = {
             **reach,
@@ -150,11 +141,6 @@ def check(labels: Mapping[str, Mapping[str, str] | None], now: str) -> None:
         )
 
 
-def user(uid: int, gid: int) -> str:
-    """Who a container is: never root."""
-    return USER if uid == 0 else f"{uid}:{gid}"
-
-
 def step_arguments(settings: Settings, names: list[str], uid: int, gid: int) -> dict[str, Any]:
     """Arguments of KFP's DockerRunner; `environment` holds names, whose values the engine takes from its own environment."""
     who = user(uid, gid)
@@ -171,16 +157,12 @@ def step_arguments(settings: Settings, names: list[str], uid: int, gid: int) -> 
             _mount(settings.data_registry, REGISTRY),
             _mount(settings.dvc_remote, followed / settings.dvc_remote.name),
         ],
-        "labels": {**_labelled(settings.run_id), "io.biovlm.step": "1"},
+        "labels": {**labelled(settings.run_id), "io.biovlm.step": "1"},
     }
 
 
 def _mount(source: Path, target: Path, write: bool = False) -> dict[str, Any]:
     return {"Type": "bind", "Source": str(source), "Target": str(target), "ReadOnly": not write}
-
-
-def _labelled(run_id: str) -> dict[str, str]:
-    return {RUN_LABEL: run_id, OWNER_LABEL: str(os.getpid())}
 
 
 @contextlib.contextmanager
@@ -198,27 +180,11 @@ def _in_environment(told: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _secret(path: Path) -> Path:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-        stream.write(secrets.token_hex(32))
-    _give(path)
-    return path
-
-
 def _hand_over(folder: Path) -> None:
     """Let containers write into the run's folder, and nobody else look into it."""
     folder.chmod(0o770)
     (folder / "kfp").mkdir(exist_ok=True)
-    _give(folder, *folder.rglob("*"))
-
-
-def _give(*paths: Path) -> None:
-    """Make containers the owner, where they are not this process's own user anyway."""
-    if os.geteuid() == 0:
-        owner, _, group = USER.partition(":")
-        for path in paths:
-            os.chown(path, int(owner), int(group))
+    give(folder, *folder.rglob("*"))
 
 
 # ------------------------------------------------------------------------------------------------------------------- docker
@@ -268,66 +234,3 @@ def _sweep(client: docker.DockerClient) -> None:
     for found in client.containers.list(filters={"label": OWNER_LABEL}):
         if not Path("/proc", found.labels[OWNER_LABEL]).exists():
             _remove(client, found.labels[RUN_LABEL])
-
-
-@contextlib.contextmanager
-def _head(settings: Settings, cpus: int, reach: Mapping[str, str], token: Path) -> Iterator[str]:
-    """Inside, a Ray head runs in the train image; gives the address of its Jobs API.
-
-    Its container ends when its input closes: with this process, however that ends.
-    """
-    dashboard = grounds.free_port()
-    start = ("ray", "start", "--head", "--node-ip-address", grounds.HOST, "--port", str(grounds.free_port()))
-    limits = ("--num-cpus", str(cpus), "--object-store-memory", str(launch.OBJECT_STORE_BYTES), "--disable-usage-stats")
-    served = (
-        "--dashboard-host",
-        grounds.HOST,
-        "--dashboard-port",
-        str(dashboard),
-        "--dashboard-agent-listen-port",
-        str(grounds.free_port()),
-    )
-    inside = "/run/ray/token"
-    environment = {**reach, **launch.QUIET, "RAY_AUTH_TOKEN_PATH": inside, launch.NOTICE: "1"}
-    command = head_command(settings.run_id, user(os.geteuid(), os.getegid()), sorted(environment), token, inside)
-    with (settings.run_folder / "ray-head.log").open("ab") as log:
-        head = subprocess.Popen(
-            (*command, "sh", "-c", f"{' '.join((*start, *limits, *served))} && cat > /dev/null"),
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=log,
-            env={**os.environ, **environment},
-            start_new_session=True,
-        )
-    try:
-        address = f"http://{grounds.HOST}:{dashboard}"
-        _wait_for(address, token.read_text(encoding="utf-8"), head, settings.run_folder / "ray-head.log")
-        yield address
-    finally:
-        if head.stdin:
-            head.stdin.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            head.wait(timeout=STOP_SECONDS)
-
-
-def head_command(run_id: str, who: str, names: list[str], token: Path, inside: str) -> tuple[str, ...]:
-    """How docker starts the head; values of the variables `names` come from its own environment."""
-    labels = (part for key, value in _labelled(run_id).items() for part in ("--label", f"{key}={value}"))
-    return (
-        *("docker", "run", "--rm", "--interactive", "--init", "--network", "host", "--user", who, "--read-only"),
-        *("--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--shm-size", "512m", *labels),
-        *("--mount", f"type=bind,source={token},target={inside},readonly"),
-        *(part for name in names for part in ("--env", name)),
-        TRAIN,
-    )
-
-
-def _wait_for(address: str, token: str, head: subprocess.Popen[bytes], log: Path) -> None:
-    request = urllib.request.Request(f"{address}/api/version", headers={"Authorization": f"Bearer {token}"})
-    deadline = time.monotonic() + HEAD_SECONDS
-    while True:
-        with contextlib.suppress(urllib.error.URLError, OSError), urllib.request.urlopen(request, timeout=5):
-            return
-        if head.poll() is not None or time.monotonic() > deadline:
-            raise InternalError("the Ray head did not start", f"see {log}")
-        time.sleep(0.5)

@@ -1,6 +1,6 @@
 """Runs inside a container while an image is built: fills its environment, checks it, and lists what is in it.
 
-1. `install TARGET` makes /opt/biovlm/venv and installs the target's lock into it, offline, every file checked against its hash:
+1. `install TARGET` makes /app/venv and installs the target's lock into it, offline, every file checked against its hash:
    first what comes as wheels, then what is built from source against them. What builds does not stay.
 2. `describe TARGET` refuses an image that holds what its target must not, and writes the SBOM (CycloneDX 1.6, JSON): Python packages
    as cyclonedx-py finds them, Debian packages as dpkg knows them. cyclonedx-py lives in an environment that is thrown away.
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 BUILD = Path(__file__).resolve().parent
-HOME = Path("/opt/biovlm")
+HOME = Path("/app")
 VENV = HOME / "venv"
 SBOM = HOME / "sbom.cdx.json"
 FORBIDDEN = {

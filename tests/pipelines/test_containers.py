@@ -22,7 +22,7 @@ from components.platform.events import EventType
 from components.platform.settings import Settings
 from components.platform.store import Store
 from model.errors import MissingInputError, RefusedError
-from pipelines import containers, engine, grounds
+from pipelines import containers, engine, grounds, ray_head
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = ("preflight", "data", "train", "evaluate", "register", "promote")
@@ -44,8 +44,8 @@ def settings(home="/home/someone/.biovlm"):
 
 
 def test_a_container_is_never_root():
-    assert containers.user(0, 0) == "10001:0"
-    assert containers.user(1000, 100) == "1000:100"
+    assert ray_head.user(0, 0) == "10001:0"
+    assert ray_head.user(1000, 100) == "1000:100"
 
 
 def test_a_step_gets_a_read_only_root_no_capability_and_a_home_of_its_own():
@@ -62,7 +62,7 @@ def test_a_step_gets_a_read_only_root_no_capability_and_a_home_of_its_own():
 def test_no_value_of_a_variable_stands_in_what_is_written_for_the_engine():
     text = json.dumps(containers.step_arguments(settings(), ["AWS_SECRET_ACCESS_KEY"], 0, 0))
     assert "AWS_SECRET_ACCESS_KEY" in text
-    command = containers.head_command("run-1", "10001:0", ["AWS_SECRET_ACCESS_KEY"], Path("/run/token"), "/t")
+    command = ray_head.head_command("run-1", "10001:0", ["AWS_SECRET_ACCESS_KEY"], Path("/run/token"))
     assert not [part for part in command if part.startswith("AWS_SECRET_ACCESS_KEY=")]
 
 
@@ -89,14 +89,14 @@ def test_the_variables_of_the_package_do_not_take_the_place_of_the_runners():
 
 
 def test_images_of_other_code_are_refused_before_anything_starts():
-    both = {image: {containers.CODE_LABEL: "a" * 64} for image in (containers.LAUNCHER, containers.TRAIN)}
+    both = {image: {containers.CODE_LABEL: "a" * 64} for image in (containers.LAUNCHER, ray_head.TRAIN)}
     containers.check(both, "a" * 64)
     with pytest.raises(RefusedError, match="keys of its steps would be others"):
         containers.check(both, "b" * 64)
     with pytest.raises(RefusedError):
-        containers.check({**both, containers.TRAIN: {}}, "a" * 64)
+        containers.check({**both, ray_head.TRAIN: {}}, "a" * 64)
     with pytest.raises(MissingInputError, match="biovlm-train") as told:
-        containers.check({**both, containers.TRAIN: None}, "a" * 64)
+        containers.check({**both, ray_head.TRAIN: None}, "a" * 64)
     assert "make images" in told.value.hint
 
 
@@ -170,6 +170,11 @@ class TestInContainers:
             states = {step["name"]: step["state"] for step in result["steps"]}
             assert states == {**dict.fromkeys(states, "ran"), "preflight": "checked", "champion": "reused"}
 
+    def test_every_step_was_a_container(self, results):
+        _, result = results["containers"]
+        text = (Path(result["folder"]) / "kfp.log").read_text()
+        assert text.count(f"Found image '{containers.LAUNCHER}'") == len(result["steps"])
+
     def test_keys_are_the_same_in_containers_and_in_processes(self, results):
         one, other = (records(*results[name]) for name in ("containers", "processes"))
         assert set(one) == set(other) == {"data", "align", "instruct", "task", "evaluate", "register", "promote"}
@@ -201,7 +206,7 @@ class TestInContainers:
 
     def test_nothing_of_a_run_is_left(self, results):
         left = subprocess.run(
-            ("docker", "ps", "--all", "--quiet", "--filter", f"label={containers.RUN_LABEL}"),
+            ("docker", "ps", "--all", "--quiet", "--filter", f"label={ray_head.RUN_LABEL}"),
             capture_output=True,
             text=True,
             check=True,
@@ -232,7 +237,7 @@ class TestInContainers:
         code = f"{absent}; import components.{step}.step"
         subprocess.run((*command, containers.LAUNCHER, "python", "-c", code), check=True)
 
-    @pytest.mark.parametrize("image", [containers.LAUNCHER, containers.TRAIN])
+    @pytest.mark.parametrize("image", [containers.LAUNCHER, ray_head.TRAIN])
     def test_an_image_runs_confined_and_can_write_its_home_alone(self, image):
         command = (
             "docker",
@@ -246,7 +251,7 @@ class TestInContainers:
             "--security-opt",
             "no-new-privileges",
         )
-        script = "id -u; touch $HOME/x /tmp/x && echo home; touch /opt/biovlm/x /etc/x 2> /dev/null || echo closed"
+        script = "id -u; touch $HOME/x /tmp/x && echo home; touch /app/x /etc/x 2> /dev/null || echo closed"
         told = subprocess.run((*command, image, "sh", "-c", script), capture_output=True, text=True, check=True).stdout.split()
         assert told == ["10001", "home", "closed"]
 
