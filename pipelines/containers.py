@@ -85,7 +85,7 @@ def site(settings: Settings, recipe: Recipe, tell: Callable[[str], None]) -> Ite
         check({name: _labels(client, name) for name in (LAUNCHER, TRAIN)}, code.everything())
         _sweep(client)
         wanted = DataSlice.model_validate(recipes.slices(recipe)["data"])
-        Registry(settings.home).ensure((*wanted.data.sets, *wanted.bases), tell)  # the launcher has no torch to make them with
+        _lay_data(settings, wanted, tell)
         tell("starting PostgreSQL, MLflow, an S3 server and a Ray head")
         reach, laid = stack.enter_context(grounds.lay(folder))
         token = ray_head.secret(folder / "ray-token")
@@ -108,6 +108,16 @@ def site(settings: Settings, recipe: Recipe, tell: Callable[[str], None]) -> Ite
         _hand_over(folder)
         stack.callback(_remove, client, settings.run_id)
         yield Site(mine, path)
+
+
+def _lay_data(settings: Settings, wanted: DataSlice, tell: Callable[[str], None]) -> None:
+    """Make what is missing, which needs a torch that the launcher has not; and lay it into this store, where `bring_home` and the
+    report look first."""
+    registry = Registry(settings.home)
+    registry.ensure((*wanted.data.sets, *wanted.bases), tell)
+    for name, entry in wanted.data.sets.items():
+        registry.materialise([name], entry.revision, settings.store)
+    registry.materialise(wanted.bases, "HEAD", settings.store)
 
 
 def bring_home(settings: Settings, result: RunResult) -> None:
