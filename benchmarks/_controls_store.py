@@ -11,7 +11,7 @@ CONTROLS: tuple[Mutation, ...] = (
         "components/platform/objects.py",
         ', Body=content, IfNoneMatch="*")',
         ", Body=content)",
-        STORE + "test_of_two_that_make_the_same_the_first_stands_and_the_second_takes_it",
+        STORE + "test_of_two_that_publish_at_the_same_moment_one_stands_whole_for_both",
     ),
     Mutation(
         "a downloaded byte is compared with the manifest",
@@ -44,8 +44,8 @@ CONTROLS: tuple[Mutation, ...] = (
     Mutation(
         "a bucket without conditional put is refused",
         "components/platform/shared_store.py",
-        "if not first or second or",
-        "if not first or",
+        'if not first or second or self.objects.get(name) != b"first":',
+        "if not first:",
         STORE + "test_a_bucket_whose_conditional_put_replaces_is_refused_before_a_run",
     ),
     Mutation(

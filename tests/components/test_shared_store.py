@@ -110,6 +110,23 @@ def test_of_two_that_make_the_same_the_first_stands_and_the_second_takes_it(pod,
     assert second.store.record("train", found.folder.name) == first.store.record("train", found.folder.name)
 
 
+def test_of_two_that_publish_at_the_same_moment_one_stands_whole_for_both(tmp_path, shared, client):
+    first, second = (SharedStore(tmp_path / name, shared) for name in ("a", "b"))
+    for store in (first, second):
+        with manifest.commit(store.root / "steps/train/k", "checkpoint") as folder:
+            (folder / "weights").write_text(store.root.name)
+    upload, begun = second.objects.upload, []
+
+    def late(path, name):
+        upload(path, name)
+        begun.append(first.publish("steps/train/k"))  # after the second looked, and before it puts its manifest
+
+    second.objects.upload = late
+    assert second.publish("steps/train/k") == begun[0]
+    for store in (first, second):
+        assert (store.fetch("steps/train/k", begun[0].digest) / "weights").read_text() == "a"
+
+
 def test_a_local_copy_that_was_changed_is_downloaded_again(pod, tmp_path):
     first = pod()
     made = first.step(tmp_path / "a.json")
