@@ -147,7 +147,7 @@ def cost_usd(pool: Pool, workers: int, hours: float) -> float:
 
 
 def _letter(error: ValidationError, path: Path) -> tuple[str, str]:
-    first = error.errors()[0]
+    first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
     place = ".".join(str(part) for part in first["loc"] if part != "[key]") or "the file"
     if first["type"] == "extra_forbidden":
         known = _known(first["loc"])

@@ -47,6 +47,10 @@ def connect() -> Any:
     return kubernetes.client.ApiClient(configuration)
 
 
+class _Conflict(Exception):
+    """Someone changed the object since it was read."""
+
+
 class Cluster:
     """RayJobs of one namespace.
 
@@ -109,14 +113,17 @@ class Cluster:
             if any(known["uid"] == owner["uid"] for known in owners):
                 return
             patch = {"metadata": {"resourceVersion": metadata["resourceVersion"], "ownerReferences": [*owners, owner]}}
-            try:
-                self._found(
-                    "own the RayJob", lambda api, body=patch: self._rayjobs(api.patch_namespaced_custom_object, name, body)
-                )  # type: ignore[misc]
+            with contextlib.suppress(_Conflict):
+                self._patch(name, patch)
                 return
-            except kubernetes.client.ApiException as error:
-                if error.status != 409:
-                    raise
+
+    def _patch(self, name: str, patch: Object) -> None:
+        try:
+            self._found("own the RayJob", lambda api: self._rayjobs(api.patch_namespaced_custom_object, name, patch))
+        except kubernetes.client.ApiException as error:
+            if error.status == 409:
+                raise _Conflict from None
+            raise
 
     def looks(self, name: str) -> Iterator[Object | None]:
         """The RayJob now, and whenever it changed or `watch_seconds` passed; None when it is gone. Errors as `_call`."""
@@ -153,8 +160,7 @@ class Cluster:
                     self._api().get_cluster_custom_object(KUEUE_GROUP, version, "clusterqueues", local["spec"]["clusterQueue"])
                 )
             except kubernetes.client.ApiException as error:
-                missing = error.status == 404 and f'"{queue}"' in (error.body or "")
-                if missing:
+                if error.status == 404 and f"localqueues.{KUEUE_GROUP}" in (error.body or ""):
                     message = f"there is no LocalQueue {queue} in the namespace {self.namespace}"
                     raise MissingInputError(message, "a pool's `queue` names one that infra/kubernetes installs") from None
             except BROKEN:

@@ -46,13 +46,9 @@ def _wanted(group: Object) -> dict[str, Decimal]:
 
 def _most(spec: Object, resource: str) -> Decimal | float | None:
     """The most of a resource that one flavor can give; infinite where it borrows without limit; None if no flavor has it."""
-    found = []
     borrows = bool(spec.get("cohortName") or spec.get("cohort"))
-    for group in spec.get("resourceGroups") or []:
-        for flavor in group["flavors"]:
-            for quota in flavor["resources"]:
-                if quota["name"] == resource:
-                    found.append(_room(quota, borrows))
+    flavors = [flavor for group in spec.get("resourceGroups") or [] for flavor in group["flavors"]]
+    found = [_room(quota, borrows) for flavor in flavors for quota in flavor["resources"] if quota["name"] == resource]
     return max(found) if found else None
 
 
