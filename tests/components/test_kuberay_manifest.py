@@ -85,7 +85,9 @@ def test_workers_get_the_pool_and_the_head_gets_none_of_it():
     assert ray["resources"]["limits"] == {"cpu": "28", "memory": "288Gi", "ephemeral-storage": "110Gi", "nvidia.com/gpu": "8"}
     assert pod["nodeSelector"] == {"biovlm.io/pool": "h100"}
     assert pod["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
-    assert template(body)["metadata"]["annotations"] == {"kueue.x-k8s.io/podset-required-topology": "cloud.provider.com/topology-block"}
+    assert template(body)["metadata"]["annotations"] == {
+        "kueue.x-k8s.io/podset-required-topology": "cloud.provider.com/topology-block"
+    }
     assert {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "128Gi"}} in pod["volumes"]
     assert {"name": "shm", "mountPath": "/dev/shm"} in ray["volumeMounts"]
     group = body["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
@@ -120,7 +122,9 @@ def test_the_job_says_its_deadlines_queue_priority_and_who_pays():
     for found in (labels, template(body)["metadata"]["labels"], template(body, "head")["metadata"]["labels"]):
         assert cost.items() <= found.items()
     assert "kueue.x-k8s.io/queue-name" not in template(body)["metadata"]["labels"]
-    assert [(o["kind"], o["name"], o["uid"]) for o in body["metadata"]["ownerReferences"]] == [("Pod", "launcher-1", "uid-of-launcher-1")]
+    assert [(o["kind"], o["name"], o["uid"]) for o in body["metadata"]["ownerReferences"]] == [
+        ("Pod", "launcher-1", "uid-of-launcher-1")
+    ]
 
 
 def test_the_pods_read_secrets_by_name_and_the_run_is_named_by_its_key():

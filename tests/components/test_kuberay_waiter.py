@@ -89,7 +89,9 @@ def test_what_the_job_printed_is_not_passed_on():
 
 def test_each_change_is_told_once_with_what_kueue_says():
     queued = seen("Suspended", suspended=True, waits_for="insufficient quota for nvidia.com/gpu")
-    told = [turn.tell for turn in play([queued, queued, seen("Initializing"), RUNS, RUNS, seen("Suspended", suspended=True), RUNS])]
+    told = [
+        turn.tell for turn in play([queued, queued, seen("Initializing"), RUNS, RUNS, seen("Suspended", suspended=True), RUNS])
+    ]
     assert [bool(words) for words in told] == [True, False, True, True, False, True, True]
     assert "insufficient quota" in told[0]
     assert "preempted" in told[5]
@@ -177,7 +179,9 @@ def test_it_always_ends(looks, every):
     assert turns[-1].end.delete
 
 
-@hypothesis.given(st.one_of(st.none(), st.text(max_size=20), st.sampled_from(["Complete", "Failed"])), st.one_of(st.text(max_size=20), JOBS))
+@hypothesis.given(
+    st.one_of(st.none(), st.text(max_size=20), st.sampled_from(["Complete", "Failed"])), st.one_of(st.text(max_size=20), JOBS)
+)
 @SETTINGS
 def test_only_complete_and_succeeded_is_done(deployment, job):
     end = play([Look(deployment, job)])[-1].end

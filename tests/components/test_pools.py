@@ -36,7 +36,10 @@ def test_a_pool_that_does_not_exist_names_the_nearest():
         ("l4: {gpus_per_node: 0, queue: q, priority: p, usd_per_gpu_hour: 0, tolerationss: []}", "did you mean `tolerations`"),
         ("l4: {gpus_per_node: 0, queue: q, priority: p, usd_per_gpu_hour: 0, topology: {levle: a}}", "did you mean `level`"),
         ("l4: {gpus_per_node: 1, queue: q, priority: p, usd_per_gpu_hour: 0}", "both `accelerator` and `gpus_per_node`"),
-        ("l4: {gpus_per_node: 1, accelerator: nvidia.com/gpu, mig: true, queue: q, priority: p, usd_per_gpu_hour: 0}", "names a slice"),
+        (
+            "l4: {gpus_per_node: 1, accelerator: nvidia.com/gpu, mig: true, queue: q, priority: p, usd_per_gpu_hour: 0}",
+            "names a slice",
+        ),
         ("l4: {gpus_per_node: 1, queue: q", "not YAML"),
         ("[]", "the file"),
     ],
@@ -47,7 +50,8 @@ def test_a_wrong_pools_file_is_a_letter(tmp_path, text, said):
 
 
 @pytest.mark.parametrize(
-    ("pool", "workers", "pods", "each"), [("h100", 16, 2, 8), ("h100", 12, 2, 6), ("h100", 7, 1, 7), ("h100", 11, 11, 1), ("l4", 3, 3, 1)]
+    ("pool", "workers", "pods", "each"),
+    [("h100", 16, 2, 8), ("h100", 12, 2, 6), ("h100", 7, 1, 7), ("h100", 11, 11, 1), ("l4", 3, 3, 1)],
 )
 def test_workers_are_cut_into_equal_pods_without_idle_gpus(pool, workers, pods, each):
     found = pools.layout(pool, POOLS[pool], work(pool=pool, workers=workers))

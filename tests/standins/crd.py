@@ -73,6 +73,24 @@ CEL = {
     "((has(self.onSuccess) && has(self.onFailure)) || has(self.deletionRules))": lambda value: (
         _has(value, "onSuccess", "onFailure") or _has(value, "deletionRules")
     ),
+    (  # of a ClusterQueue, as are those below
+        "!has(self.cohortName) && has(self.resourceGroups) ? self.resourceGroups.all(rg, rg.flavors.all(f, f.resources.all(r, "
+        "!has(r.borrowingLimit)))) : true"
+    ): lambda value: (
+        "cohortName" in value
+        or not any("borrowingLimit" in r for g in value.get("resourceGroups", []) for f in g["flavors"] for r in f["resources"])
+    ),
+    "!has(self.preference) || (self.whenCanBorrow == 'TryNextFlavor' && self.whenCanPreempt == 'TryNextFlavor')": lambda value: (
+        "preference" not in value or value.get("whenCanBorrow") == value.get("whenCanPreempt") == "TryNextFlavor"
+    ),
+    "!(self.reclaimWithinCohort == 'Never' && has(self.borrowWithinCohort) &&  self.borrowWithinCohort.policy != 'Never')": lambda value: (
+        not (
+            value.get("reclaimWithinCohort") == "Never" and value.get("borrowWithinCohort", {}).get("policy", "Never") != "Never"
+        )
+    ),
+    "self.flavors.all(x, size(x.resources) == size(self.coveredResources))": lambda value: all(
+        len(flavor["resources"]) == len(value["coveredResources"]) for flavor in value["flavors"]
+    ),
 }
 
 
@@ -95,7 +113,7 @@ class Definition:
             found.append(f"{body.get('apiVersion')} {body.get('kind')} is not {self.group}/{self.version} {self.names['kind']}")
         if not NAME.match(str(body.get("metadata", {}).get("name", ""))):
             found.append("metadata.name: not a DNS subdomain")
-        return found + list(_cel(self.schema, body, "$"))
+        return found or list(_cel(self.schema, self.defaulted(body), "$"))
 
     def defaulted(self, body):
         """`body` with the defaults of the schema."""

@@ -30,6 +30,7 @@ from tests.standins.crd import crd
 
 NAMESPACE, TOKEN = "biovlm", "a-token"
 FINALIZER = "ray.io/rayjob-finalizer"
+OVER = ("Complete", "Failed", "ValidationFailed")  # nobody touches such a job any more
 QUERY = {
     ("POST", False): {"fieldValidation", "fieldManager"},
     ("GET", False): {"labelSelector", "fieldSelector", "watch", "resourceVersion", "timeoutSeconds", "allowWatchBookmarks"},
@@ -128,6 +129,9 @@ class KubeRay:
             assert not crd(f"kueue/kueue.x-k8s.io_{kind}.yaml", "v1beta2").errors(body)
         self.queues[name], self.cluster_queues[name] = local, whole
 
+    def hold(self, after):
+        """Called with each request before and after it is carried out; a test may stop it here."""
+
     def touch(self, body):
         self._version += 1
         body["metadata"]["resourceVersion"] = str(self._version)
@@ -144,7 +148,7 @@ class KubeRay:
             self.linger -= 1
             if self.linger <= 0:
                 self.remove(name)
-        elif self.script:
+        elif self.script and body.get("status", {}).get("jobDeploymentStatus") not in OVER:
             self.script.pop(0)(self, body)
             self.touch(body)
 
@@ -203,16 +207,19 @@ def selected(body, query):
 def _handler(cluster):
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
 
         def log_message(self, *_):
             pass
 
         def _do(self):
             try:
-                self._send(200, self._answer())
+                answer = self._answer()
+                cluster.hold(after=True)
+                self._send(200, answer)
             except Refused as refused:
                 self._send(refused.code, refused.body)
-            except BrokenPipeError:
+            except (BrokenPipeError, ConnectionResetError):
                 self.close_connection = True
 
         do_GET = do_POST = do_PATCH = do_DELETE = do_PUT = _do
@@ -225,6 +232,8 @@ def _handler(cluster):
             parts = [part for part in url.path.split("/") if part]
             with cluster.lock:
                 cluster.requests.append((self.command, url.path, query))
+            cluster.hold(after=False)
+            with cluster.lock:
                 self._allowed(parts)
                 if parts[:2] == ["apis", "kueue.x-k8s.io"]:
                     return self._kueue(parts[2:])
