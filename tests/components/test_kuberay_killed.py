@@ -32,7 +32,7 @@ DEADLINE = 60
 
 
 class Watched(KubeRay):
-    """The stand-in that holds the request number `last` and all after it, before or after it was carried out, until the launcher is dead."""
+    """The stand-in that holds the request number `last` and all after it, before or after it is carried out, until the end of `dead`."""
 
     def __init__(self, last, after):
         super().__init__(SCRIPT)
