@@ -213,6 +213,18 @@ def test_a_right_that_is_missing_is_a_letter_and_no_retry():
     assert len([method for method, _, _ in server.requests if method == "POST"]) == 1
 
 
+def test_a_cluster_without_kuberay_is_a_letter():
+    cluster = KubeRay()
+    cluster.installed = False
+    _, error, _ = do([], cluster=cluster)
+    assert isinstance(error, MissingInputError)
+    assert "knows no RayJobs in the namespace biovlm (404)" in str(error)
+    with KubeRay() as server:
+        server.installed = False
+        with pytest.raises(MissingInputError):
+            back_end(server).stop("run-1")
+
+
 def test_a_server_that_does_not_answer_is_asked_for_a_quarter_of_an_hour():
     clock = Clock()
     _, error, _ = do([admit(), RUNNING, fail(503, 10**4)], clock=clock)

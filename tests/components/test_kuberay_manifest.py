@@ -270,6 +270,7 @@ ENVIRONMENT = {
     "BIOVLM_RAY_SECRETS": "biovlm-store,biovlm-mlflow",
     "BIOVLM_RAY_ENVIRONMENT": "MLFLOW_TRACKING_URI,ABSENT",
     "MLFLOW_TRACKING_URI": "http://mlflow:5000",
+    "AWS_SECRET_ACCESS_KEY": "hidden",
     "BIOVLM_POD_NAME": "p",
     "BIOVLM_POD_UID": "u",
 }
@@ -290,6 +291,7 @@ def test_the_site_is_read_from_the_launchers_environment():
         ("BIOVLM_TRAIN_IMAGE", "registry.example/train:latest", "by digest"),
         ("BIOVLM_STORE", "s3://bucket/a b", "BIOVLM_STORE"),
         ("BIOVLM_RAY_SUBMISSION", "Fax", "HTTPMode or SidecarMode"),
+        ("BIOVLM_RAY_ENVIRONMENT", "AWS_SECRET_ACCESS_KEY", "looks like a secret"),
     ],
 )
 def test_a_site_that_cannot_be_is_a_letter(name, value, said):

@@ -90,6 +90,7 @@ class KubeRay:
     def __init__(self, script=(), linger=1):
         self.script, self.linger = list(script), linger
         self.jobs, self.created, self.requests, self.faults = {}, [], [], []
+        self.installed = True
         self.tokens, self.forbidden, self.workloads = {TOKEN}, set(), []
         self.queues, self.cluster_queues = {}, {}
         self.queue("biovlm-l4", {"nvidia.com/gpu": 8})

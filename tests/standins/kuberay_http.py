@@ -92,7 +92,12 @@ class Handler(BaseHTTPRequestHandler):
             self._allowed(parts)
             if parts[:2] == ["apis", "kueue.x-k8s.io"]:
                 return self._kueue(parts[2:])
-            if parts[:5] != ["apis", "ray.io", "v1", "namespaces", NAMESPACE] or parts[5:6] != ["rayjobs"] or len(parts) > 7:
+            if (
+                not self.cluster.installed
+                or parts[:5] != ["apis", "ray.io", "v1", "namespaces", NAMESPACE]
+                or parts[5:6] != ["rayjobs"]
+                or len(parts) > 7
+            ):
                 raise Refused(404, "NotFound", "404 page not found")
             named = len(parts) == 7
             if (self.command, named) not in QUERY:

@@ -77,16 +77,16 @@ class Cluster:
         self._objects: Any = None
 
     def create(self, body: Object) -> bool:
-        """Start the RayJob; False if there is one of its name. Errors as `_call`."""
+        """Start the RayJob; False if there is one of its name. MissingInputError: no KubeRay, or no such namespace. Errors as `_call`."""
         try:
             self._call(
                 "create the RayJob",
                 lambda api: self._rayjobs(api.create_namespaced_custom_object, body, field_validation="Strict"),
             )
         except kubernetes.client.ApiException as error:
-            if error.status != 409:
-                raise
-            return False
+            if error.status == 409:
+                return False
+            raise self._not_installed(error) from None
         return True
 
     def read(self, name: str) -> Object | None:
@@ -94,8 +94,13 @@ class Cluster:
         return self._found("read the RayJob", lambda api: self._rayjobs(api.get_namespaced_custom_object, name))
 
     def jobs(self, selector: str) -> list[Object]:
-        """RayJobs with these labels. Errors as `_call`."""
-        answer = self._call("list RayJobs", lambda api: self._rayjobs(api.list_namespaced_custom_object, label_selector=selector))
+        """RayJobs with these labels. Errors as `create`."""
+        try:
+            answer = self._call(
+                "list RayJobs", lambda api: self._rayjobs(api.list_namespaced_custom_object, label_selector=selector)
+            )
+        except kubernetes.client.ApiException as error:
+            raise self._not_installed(error) from None
         return list(answer["items"])
 
     def delete(self, job: Object) -> None:
@@ -181,6 +186,13 @@ class Cluster:
         )
         for event in events:
             yield None if event["type"] == "DELETED" else event["object"]
+
+    def _not_installed(self, error: Any) -> BiovlmError:
+        said = " ".join((error.body or error.reason or "").split())[:200]
+        return MissingInputError(
+            f"the cluster knows no RayJobs in the namespace {self.namespace} ({error.status}): {said}",
+            "install KubeRay and the namespace as infra/README.md says",
+        )
 
     def _api(self) -> Any:
         if self._objects is None:
