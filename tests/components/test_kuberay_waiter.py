@@ -128,6 +128,13 @@ def test_deadlines_that_begin_anew_after_each_eviction_are_counted_together():
     assert turns[-1].memory.working == pytest.approx(3670)
 
 
+def test_a_job_that_starts_for_ever_and_is_evicted_each_time_is_given_up():
+    """Each eviction sets the time of the start back, so only the whole time ends this one."""
+    turns = play(([seen("Initializing")] * 50 + [seen("Suspended", suspended=True)]) * 100)
+    assert turns[-1].end.state is State.STUCK
+    assert turns[-1].memory.total == pytest.approx(LIMITS.total, abs=10)
+
+
 def test_a_job_whose_head_is_lost_again_and_again_is_given_up_but_evictions_are_free():
     """In HTTPMode KubeRay submits again after each loss of the head, without counting."""
     starts = [seen("Running", "RUNNING", started=str(n)) for n in range(4)]
