@@ -67,7 +67,7 @@ def test_a_job_of_the_same_name_and_another_spec_is_refused_and_left():
         assert not [method for method, _, _ in server.requests if method == "DELETE"]
 
 
-def failed_before(server, before=0, result=None, ran=True, **status_fields):
+def failed_before(server, before=0, ran=True):
     """An earlier attempt's job that failed."""
     body = server.add(manifest.ray_job(work(), "l4", L4, SITE, before))
     body["status"] = {
@@ -79,9 +79,11 @@ def failed_before(server, before=0, result=None, ran=True, **status_fields):
     server.created.clear()
 
 
-def test_a_failed_job_is_replaced_and_the_tries_are_counted_on_it():
-    with KubeRay() as server:
-        failed_before(server, result=Result(70))
+@pytest.mark.parametrize("linger", [1, 5])
+def test_a_failed_job_is_replaced_and_the_tries_are_counted_on_it(linger):
+    """Also where its deletion takes a while, so that the job is met again."""
+    with KubeRay(linger=linger) as server:
+        failed_before(server)
         server.script = [admit(), RUNNING, SUCCEEDED]
         told = []
         back_end(server).run(work(), told.append, lambda: DONE if server.created and not server.script else Result(70))
@@ -128,19 +130,22 @@ def test_a_failure_that_cannot_change_is_tried_once(code):
         assert not server.created
 
 
-def test_a_job_that_is_being_deleted_is_let_go_first():
+@pytest.mark.parametrize(("ran", "before"), [(False, "1"), (None, "0")])
+def test_a_job_that_is_being_deleted_is_let_go_first_and_its_tries_are_counted_if_it_failed(ran, before):
     with KubeRay(linger=3) as server:
-        failed_before(server)
+        failed_before(server, ran=ran)
+        if ran is None:
+            next(iter(server.jobs.values()))["status"] = {"jobDeploymentStatus": "Running", "jobStatus": "RUNNING"}
         (body,) = server.jobs.values()
         body["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
         server.script = [admit(), RUNNING, SUCCEEDED]
         back_end(server).run(work(), print, lambda: DONE if server.created and not server.script else None)
-        assert len(server.created) == 1
+        assert [made["metadata"]["annotations"][manifest.BEFORE] for made in server.created] == [before]
 
 
 def test_a_deletion_that_never_ends_is_a_letter():
     with KubeRay(linger=10**6) as server:
-        failed_before(server)
+        failed_before(server, ran=False)
         next(iter(server.jobs.values()))["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
         with pytest.raises(InternalError, match="still being deleted after 5 min"):
             back_end(server).run(work(), print, lambda: None)

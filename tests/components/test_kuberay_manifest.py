@@ -82,7 +82,7 @@ def test_a_field_that_the_schema_does_not_know_is_seen():
 def test_workers_get_the_pool_and_the_head_gets_none_of_it():
     body = job("h100", workers=16, cpus_per_worker=3.5, memory_gib=20)
     pod, ray = template(body)["spec"], container(body)
-    assert ray["resources"]["limits"] == {"cpu": "28", "memory": "288Gi", "ephemeral-storage": "110Gi", "nvidia.com/gpu": "8"}
+    assert ray["resources"]["limits"] == {"cpu": "28", "memory": "288Gi", "nvidia.com/gpu": "8"}
     assert pod["nodeSelector"] == {"biovlm.io/pool": "h100"}
     assert pod["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
     assert template(body)["metadata"]["annotations"] == {

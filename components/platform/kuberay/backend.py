@@ -119,7 +119,7 @@ class KubeRay:
             if verdict.way is Way.REPLACE:
                 tell(f"RayJob {job_name} failed; try {verdict.before + 1} of {MOST_OVER_ALL} follows")
                 self._cluster.delete(job)
-            before = verdict.before
+            before = max(before, verdict.before)
             self._sleep(LOOK_AGAIN)
         raise InternalError(
             f"the RayJob {job_name} of the attempt before is still being deleted after {GONE_SECONDS / 60:.0f} min",

@@ -35,12 +35,11 @@ def wanted_of(job: Object, resource: str) -> int:
 
 
 def _wanted(group: Object) -> dict[str, Decimal]:
-    """Requests of all pods of a group together, resource by resource, without those that Kueue is told to leave out."""
+    """Requests of all pods of a group together, resource by resource."""
     total: dict[str, Decimal] = {}
     for container in group["template"]["spec"]["containers"]:
         for resource, text in container["resources"]["requests"].items():
-            if resource != "ephemeral-storage":
-                total[resource] = total.get(resource, Decimal(0)) + parse_quantity(text) * group.get("replicas", 1)
+            total[resource] = total.get(resource, Decimal(0)) + parse_quantity(text) * group.get("replicas", 1)
     return total
 
 
