@@ -27,6 +27,7 @@ from tests.standins.kuberay import (
 from tests.standins.work import SITE, Clock, back_end, connection, work
 
 DONE = Result(0)
+SMOOTH = [admit(), RUNNING, SUCCEEDED]
 FAILED = status("Failed", "FAILED", reason="AppFailed", message="what the job printed")
 
 
@@ -163,7 +164,7 @@ def test_a_job_past_its_limits_is_deleted():
 def test_a_quota_that_can_never_fit_fails_at_once(wanted, quota, said):
     cluster = KubeRay()
     cluster.queue("biovlm-l4", {"nvidia.com/gpu": 8} if not quota else {})
-    _, error, server = do([], wanted=work(**wanted), cluster=cluster)
+    _, error, server = do(SMOOTH, DONE, wanted=work(**wanted), cluster=cluster)
     assert isinstance(error, ConfigError)
     assert said in str(error)
     assert not server.created
@@ -172,14 +173,14 @@ def test_a_quota_that_can_never_fit_fails_at_once(wanted, quota, said):
 def test_what_a_queue_may_borrow_counts():
     cluster = KubeRay()
     cluster.queue("biovlm-l4", {"nvidia.com/gpu": 8}, cohortName="all")
-    _, error, _ = do([admit(), RUNNING, SUCCEEDED], DONE, work(workers=9), cluster=cluster)
+    _, error, _ = do(SMOOTH, DONE, work(workers=9), cluster=cluster)
     assert error is None
 
 
 def test_a_pools_own_maximum_counts_where_the_queue_may_not_be_read():
     cluster = KubeRay()
     cluster.forbidden = {("GET", "clusterqueues"), ("GET", "workloads")}
-    _, error, server = do([], wanted=work(workers=9), cluster=cluster)
+    _, error, server = do(SMOOTH, DONE, wanted=work(workers=9), cluster=cluster)
     assert isinstance(error, ConfigError)
     assert "the pool has 8 at most" in str(error)
     assert not server.created
@@ -188,13 +189,13 @@ def test_a_pools_own_maximum_counts_where_the_queue_may_not_be_read():
 def test_a_queue_that_is_not_there_is_a_letter():
     cluster = KubeRay()
     cluster.queues.clear()
-    _, error, _ = do([], cluster=cluster)
+    _, error, _ = do(SMOOTH, DONE, cluster=cluster)
     assert isinstance(error, MissingInputError)
     assert "no LocalQueue biovlm-l4" in str(error)
 
 
 def test_an_expired_token_is_read_again_once_and_then_a_letter():
-    _, error, server = do([], token="old")
+    _, error, server = do(SMOOTH, DONE, token="old")
     assert isinstance(error, RefusedError)
     assert "does not know this token" in str(error)
     assert len([path for _, path, _ in server.requests if "rayjobs" in path]) == 2
@@ -207,7 +208,7 @@ def test_an_expired_token_is_read_again_once_and_then_a_letter():
 def test_a_right_that_is_missing_is_a_letter_and_no_retry():
     cluster = KubeRay()
     cluster.forbidden = {("POST", "rayjobs")}
-    _, error, server = do([], cluster=cluster)
+    _, error, server = do(SMOOTH, DONE, cluster=cluster)
     assert isinstance(error, RefusedError)
     assert "forbidden (403)" in str(error)
     assert len([method for method, _, _ in server.requests if method == "POST"]) == 1
@@ -216,7 +217,7 @@ def test_a_right_that_is_missing_is_a_letter_and_no_retry():
 def test_a_cluster_without_kuberay_is_a_letter():
     cluster = KubeRay()
     cluster.installed = False
-    _, error, _ = do([], cluster=cluster)
+    _, error, _ = do(SMOOTH, DONE, cluster=cluster)
     assert isinstance(error, MissingInputError)
     assert "knows no RayJobs in the namespace biovlm (404)" in str(error)
     with KubeRay() as server:

@@ -74,7 +74,6 @@ def failed_before(server, before=0, ran=True):
         "jobDeploymentStatus": "Failed",
         "jobStatus": "FAILED" if ran else "",
         "reason": "AppFailed",
-        **status_fields,
     }
     server.created.clear()
 
