@@ -9,12 +9,13 @@ import pytest
 from components.platform import pools
 from components.platform.heavy import Result
 from components.platform.kuberay import manifest
-from components.platform.kuberay.client import Cluster
+from components.platform.kuberay.client import Cluster, connect
 from model.errors import BiovlmError, ConfigError, ExitCode, InternalError, MissingInputError, RefusedError
 from tests.standins.kuberay import (
     NAMESPACE,
     RUNNING,
     SUCCEEDED,
+    TOKEN,
     KubeRay,
     admit,
     drop,
@@ -260,3 +261,24 @@ def test_a_job_that_kuberay_would_refuse_is_validation_failed():
         body["spec"]["shutdownAfterJobFinishes"] = False
         server.add(body)
         assert next(iter(server.jobs.values()))["status"]["jobDeploymentStatus"] == "ValidationFailed"
+
+
+def test_outside_a_pod_the_users_kubeconfig_is_taken_and_without_one_it_is_a_letter(tmp_path, monkeypatch):
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    path = tmp_path / "kubeconfig"
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(path))
+    with pytest.raises(MissingInputError, match="no cluster"):
+        connect()
+    with KubeRay() as server:
+        path.write_text(KUBECONFIG.format(address=server.address, token=TOKEN))
+        assert Cluster(NAMESPACE).jobs("") == []
+
+
+KUBECONFIG = """
+apiVersion: v1
+kind: Config
+current-context: here
+contexts: [{{name: here, context: {{cluster: here, user: me}}}}]
+clusters: [{{name: here, cluster: {{server: "{address}"}}}}]
+users: [{{name: me, user: {{token: "{token}"}}}}]
+"""

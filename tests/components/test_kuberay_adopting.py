@@ -57,7 +57,7 @@ def test_a_conflict_while_owning_is_read_again():
 
 
 def test_a_job_of_the_same_name_and_another_spec_is_refused_and_left():
-    with KubeRay() as server:
+    with KubeRay([admit(), RUNNING, SUCCEEDED]) as server:
         body = manifest.ray_job(work(), "l4", L4, SITE)
         body["metadata"]["labels"][manifest.SPEC_DIGEST] = "of-another"
         server.add(body)
