@@ -123,6 +123,7 @@ def test_all_layers_together_try_three_times(before, result, ran, follows):
 def test_a_failure_that_cannot_change_is_tried_once(code):
     with KubeRay() as server:
         failed_before(server)
+        server.script = [admit(), RUNNING, SUCCEEDED]
         with pytest.raises(BiovlmError, match="as before") as error:
             back_end(server).run(work(), print, lambda: Result(code, "as before"))
         assert error.value.exit_code == code

@@ -280,6 +280,7 @@ def test_the_site_is_read_from_the_launchers_environment():
     site = Site.from_environment(ENVIRONMENT)
     assert (site.store, site.secrets) == ("s3://bucket/store", ("biovlm-store", "biovlm-mlflow"))
     assert site.environment == (("MLFLOW_TRACKING_URI", "http://mlflow:5000"),)
+    assert site.submission is Submission.HTTP  # a namespace that enforces the restricted profile refuses KubeRay's own sidecar
     assert site.owner is not None
     assert site.owner.uid == "u"
 

@@ -174,11 +174,11 @@ def test_it_ends_at_once_when_the_job_does_whatever_came_before(looks, over):
     assert (end.state, end.code) == (state, code)
 
 
-@hypothesis.given(HISTORY, st.floats(1, 600))
+@hypothesis.given(HISTORY, st.floats(1, 60))
 @SETTINGS
 def test_it_always_ends(looks, every):
     """A job that never ends, in any cycle of states, is given up within the total of its limits."""
-    limits = Limits(working=3000, starting=600, queued=3000, grace=60, starts=3)
+    limits = Limits(working=300, starting=60, queued=300, grace=6, starts=3)
     most = int(limits.total / every) + 3
     turns = play((looks[n % len(looks)] for n in range(most)), limits, every)
     assert turns[-1].end is not None
