@@ -14,7 +14,7 @@ from components.platform.kuberay.client import Cluster
 from components.platform.kuberay.reaper import RunState, leftovers
 from components.platform.kuberay.site import Owner
 from model.errors import BiovlmError, InternalError, RefusedError
-from tests.standins.kuberay import NAMESPACE, RUNNING, SUCCEEDED, KubeRay, admit
+from tests.standins.kuberay import NAMESPACE, RUNNING, SUCCEEDED, KubeRay, admit, status
 from tests.standins.work import SITE, Clock, back_end, connection, work
 
 DONE = Result(0)
@@ -183,3 +183,26 @@ def test_a_deletion_spares_a_newer_job_of_the_same_name():
         assert not newer["metadata"].get("deletionTimestamp")
         cluster.delete(newer)
         assert newer["metadata"]["deletionTimestamp"]
+
+
+@pytest.mark.parametrize("says", [True, False], ids=["with a result", "without a result"])
+@pytest.mark.parametrize("uses", [1, 2, 3], ids=lambda n: f"{n} starts of the workers in a job at most")
+def test_the_retries_of_all_layers_do_not_multiply(says, uses):
+    """A pipeline that retries ten times, Ray that restarts as often as it may, work that always fails: three starts in all."""
+    starts, results = [], [None]
+    with KubeRay() as server:
+        for _ in range(10):
+            server.script = [admit(), RUNNING, status("Failed", "FAILED", reason="AppFailed")]
+            made = len(server.created)
+
+            def result():
+                return results[-1]
+
+            with pytest.raises(BiovlmError):
+                back_end(server).run(work(max_failures=10), print, result)
+            if len(server.created) > made:
+                allowed = int(server.created[-1]["metadata"]["annotations"][manifest.ALLOWED])
+                starts.append(min(uses, allowed))
+                results.append(Result(70, "failed", tries=starts[-1]) if says else None)
+    assert sum(starts) <= 3
+    assert sum(starts) == 3 or not says
