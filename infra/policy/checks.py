@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from infra.policy import network, objects, pods, steps
+from infra.policy import network, objects, pods, rights, steps
 from infra.policy.documents import Object, where
 from infra.policy.documents import pods as lift
 from infra.policy.documents import steps as tasks
 from infra.policy.permissions import PERMISSIONS
 from infra.policy.rule import Finding, Permission, Rule
 
-RULES = (*pods.RULES, *objects.RULES, *network.RULES, *steps.RULES)
+RULES = (*pods.RULES, *objects.RULES, *rights.RULES, *network.RULES, *steps.RULES)
 
 
 def check(documents: list[Object], *, release: bool = False) -> list[Finding]:
