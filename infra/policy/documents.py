@@ -66,6 +66,8 @@ class Step:
     container: Object
     pod: Object
     """What kfp-kubernetes says of its pod."""
+    passed_on: frozenset[str] = frozenset()
+    """What its component hands to its function instead of its own pod (KFP's TaskConfig): RESOURCES and others."""
 
 
 def read(paths: list[Path]) -> list[Object]:
@@ -139,7 +141,17 @@ def steps(documents: list[Object]) -> Iterator[Step]:
         components = pipeline.get("components") or {}
         dags = [pipeline.get("root"), *components.values()]
         for task in (task for dag in dags for task in (at(dag, "dag.tasks") or {}).values()):
-            label = components.get(at(task, "componentRef.name"), {}).get("executorLabel")
+            component = components.get(at(task, "componentRef.name"), {})
+            label = component.get("executorLabel")
             if "container" in executors.get(label, {}):
                 name = str(at(task, "taskInfo.name"))
-                yield Step(str(at(pipeline, "pipelineInfo.name")), name, task, executors[label]["container"], told.get(label, {}))
+                passed = component.get("taskConfigPassthroughs") or []
+                passed_on = frozenset(one["field"] for one in passed if not one.get("applyToTask"))
+                yield Step(
+                    str(at(pipeline, "pipelineInfo.name")),
+                    name,
+                    task,
+                    executors[label]["container"],
+                    told.get(label, {}),
+                    passed_on,
+                )

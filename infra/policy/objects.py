@@ -115,6 +115,17 @@ def not_outside(document: Object) -> Iterator[Fault]:
             yield "spec.externalIPs", "is set"
 
 
+def limits_by_default(documents: list[Object]) -> Iterator[Fault]:
+    """A container that says nothing gets limits from its namespace."""
+    wanted = {"cpu", "memory", "ephemeral-storage"}
+    for name in (at(document, "metadata.name") for document in documents if document["kind"] == "Namespace"):
+        ranges = [d for d in documents if d["kind"] == "LimitRange" and at(d, "metadata.namespace") == name]
+        told = [one for d in ranges for one in at(d, "spec.limits") or [] if one.get("type") == "Container"]
+        for field in ("default", "defaultRequest"):
+            if not any(wanted <= set(one.get(field) or {}) for one in told):
+                yield f"Namespace {name}: {field}", "no LimitRange gives cpu, memory and ephemeral-storage"
+
+
 def all_lifted(document: Object) -> Iterator[Fault]:
     """No pod hides in a kind that the rules do not know."""
     known = {id(pod.spec) for pod in pods(document)}
@@ -199,6 +210,13 @@ RULES = (
         "what is reached from outside needs TLS, names and a site's decision",
         "use ClusterIP; the site's gateway leads in",
         not_outside,
+    ),
+    Rule(
+        "limits-by-default",
+        "set",
+        "operators add containers that no file of ours describes",
+        "add a LimitRange with default and defaultRequest to the namespace",
+        limits_by_default,
     ),
     Rule(
         "all-lifted",

@@ -1,7 +1,8 @@
 """Rules for the steps of a compiled pipeline.
 
-KFP's server makes their pods. It sets allowPrivilegeEscalation, capabilities and seccomp by itself, and its own container in the same pod
-needs the account's token; so what a compiled pipeline can say, and what is asked here, is the rest.
+KFP's server makes their pods. It sets allowPrivilegeEscalation, capabilities and seccomp by itself, cannot set a read-only root, and its
+own container in the same pod needs the account's token. Limits come from the namespace's LimitRange (rule `limits-by-default`). So what
+a compiled pipeline can say, and what is asked here, is the rest. The committed file serves every registry: only a release names digests.
 """
 
 from __future__ import annotations
@@ -28,14 +29,11 @@ def step_non_root(step: Step) -> Iterator[Fault]:
         yield "securityContext.runAsUser", f"is {context.get('runAsUser')}, not a number above 0"
 
 
-def step_limits(step: Step) -> Iterator[Fault]:
-    """Requests and limits; no GPU: those go to Ray's workers."""
-    resources = step.container.get("resources") or {}
-    for name in ("resourceCpuRequest", "resourceCpuLimit", "resourceMemoryRequest", "resourceMemoryLimit"):
-        if not resources.get(name):
-            yield f"container.resources.{name}", "is missing"
-    if resources.get("accelerator"):
-        yield "container.resources.accelerator", "gives a GPU to the launcher"
+def step_without_gpu(step: Step) -> Iterator[Fault]:
+    """A step waits for its Ray job: what it asks of a GPU goes there."""
+    asks = (step.container.get("resources") or {}).get("accelerator")
+    if asks and "RESOURCES" not in step.passed_on:
+        yield "container.resources.accelerator", "gives a GPU to the pod that only waits"
 
 
 def step_by_digest(step: Step) -> Iterator[Fault]:
@@ -79,10 +77,19 @@ RULES = (
         step_non_root,
     ),
     Rule(
-        "step-limits", "step", "one pod must not starve a node", "set cpu and memory, request and limit, on the task", step_limits
+        "step-without-gpu",
+        "step",
+        "a GPU under a pod that waits is lost to everyone",
+        "task_config_passthroughs with RESOURCES on the component",
+        step_without_gpu,
     ),
     Rule(
-        "step-image-by-digest", "step", "a tag may mean another image tomorrow", "compile with images by digest", step_by_digest
+        "step-image-by-digest",
+        "step",
+        "a tag may mean another image tomorrow",
+        "compile with images by digest",
+        step_by_digest,
+        for_release=True,
     ),
     Rule("step-deadline", "step", "a step without an end waits for ever", "kubernetes.set_timeout(task, seconds)", step_deadline),
     Rule("step-retries", "step", "retries of all layers multiply", f"set_retry({MOST_RETRIES}) at most", step_retries),

@@ -110,10 +110,10 @@ MUTATIONS = [
     ("no-metadata", "NetworkPolicy ray-to-s3", "spec/egress/0", {"to": [{"ipBlock": {"cidr": "::/0"}}]}),
     ("step-non-root", "platforms", f"{ON_KUBERNETES}/securityContext", GONE),
     ("step-non-root", "platforms", f"{ON_KUBERNETES}/securityContext/runAsUser", "0"),
-    ("step-limits", "pipeline", f"{STEP}/resources", GONE),
-    ("step-limits", "pipeline", f"{STEP}/resources/resourceMemoryLimit", GONE),
-    ("step-limits", "pipeline", f"{STEP}/resources/accelerator", {"type": "nvidia.com/gpu", "count": "1"}),
-    ("step-image-by-digest", "pipeline", f"{STEP}/image", "biovlm-launcher-python"),
+    ("step-without-gpu", "pipeline", "components/comp-promote/taskConfigPassthroughs", GONE),
+    ("step-without-gpu", "pipeline", "components/comp-promote/taskConfigPassthroughs/0/applyToTask", True),
+    ("limits-by-default", "LimitRange limits", "spec/limits/0/default", GONE),
+    ("limits-by-default", "LimitRange limits", "spec/limits/0/defaultRequest/ephemeral-storage", GONE),
     ("step-deadline", "platforms", f"{ON_KUBERNETES}/activeDeadlineSeconds", GONE),
     ("step-retries", "pipeline", f"{TASK}/retryPolicy/maxRetryCount", 3),
     ("gates-uncached", "pipeline", f"{TASK}/cachingOptions/enableCache", True),
@@ -162,6 +162,12 @@ def test_a_placeholder_passes_as_an_example_and_not_for_a_release(good):
     zeros = changed(good, "CronJob nightly", f"{MAIN}/image", "biovlm@sha256:" + 64 * "0")
     assert broken(zeros) == set()
     assert broken(zeros, release=True) == {"real-digest"}
+
+
+def test_a_step_by_tag_passes_as_an_example_and_not_for_a_release(good):
+    tag = changed(good, "pipeline", f"{STEP}/image", "biovlm-launcher-python")
+    assert broken(tag) == set()
+    assert broken(tag, release=True) == {"step-image-by-digest"}
 
 
 def test_no_two_rules_have_one_name_and_each_tells_why_and_what_to_do():
