@@ -17,6 +17,15 @@ GONE = object()
 """As a value of `changed`: the field is taken away."""
 
 
+def parsed(text: str) -> list[dict]:
+    """All documents of a YAML text, read by libyaml where PyYAML has it: ten times as fast, and resource definitions are long."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
+    documents = []
+    while loader.check_data():
+        documents.append(loader.get_data())
+    return documents
+
+
 @functools.cache
 def _rendered(overlay: str) -> str:
     command = ["kubectl", "kustomize", str(ROOT / "infra" / "kubernetes" / "overlays" / overlay)]
@@ -25,7 +34,7 @@ def _rendered(overlay: str) -> str:
 
 @functools.cache
 def _parsed(overlay: str) -> list[dict]:
-    return list(yaml.safe_load_all(_rendered(overlay)))
+    return parsed(_rendered(overlay))
 
 
 def rendered(overlay: str) -> list[dict]:
