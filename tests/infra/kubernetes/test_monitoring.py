@@ -1,7 +1,7 @@
 """Alerts and the dashboard ask for metrics that exist, in a language that their server speaks, and every alert says what to do.
 
 1. PromQL is parsed by promql-parser, the alerts' also by promtool where it is installed, which plays made-up series to each alert.
-2. The dashboard's SQL runs in a real PostgreSQL, on the tables of the MLflow that is installed.
+2. The dashboard's SQL is run by `test_database.py`.
 
 Not proven without servers: that Kueue, KubeRay and Ray of the versions in infra/README.md export these names with these labels (they are
 taken from their sources and documentation), that the Prometheus operator takes the objects, and what Grafana draws.
@@ -43,13 +43,6 @@ KNOWN = {
 ADDED = {"namespace", "job", "pod", "ray_io_cluster"}
 CURVES = {"loss", "tokens_per_second", "gradient_norm", "skipped_steps"}
 MACROS = {r"\$__rate_interval": "5m", r"\$__range": "1h", r"\$__interval": "1m"}
-TABLES = """
-from sqlalchemy.dialects import postgresql
-from sqlalchemy.schema import CreateTable
-from mlflow.store.tracking.dbmodels import models
-for model in (models.SqlExperiment, models.SqlRun, models.SqlMetric, models.SqlTag):
-    print(str(CreateTable(model.__table__).compile(dialect=postgresql.dialect())) + ";")
-"""
 
 
 @pytest.fixture(scope="module")
