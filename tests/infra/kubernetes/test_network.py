@@ -16,7 +16,7 @@ from tests.manifests import OVERLAYS, rendered
 
 PORTS = (53, 443, 1234, 5000, 5432, 6379, 6443, 8080, 8265, 8333, 8887, 8888, 10001)
 OUTSIDE = {
-    "s3": "203.0.113.7",
+    "s3": "10.0.16.9",
     "kubernetes": "10.0.0.1",
     "metadata": METADATA[0],
     "metadata6": METADATA[1],
@@ -42,7 +42,6 @@ PAIRS = {
     ("grafana", "postgres"): {5432},
     **{(pod, "dns"): {53} for pod in ("step", "reaper", "head", "worker", "stranger", "mlflow")},
     **{(pod, "s3"): {443} for pod in ("step", "head", "worker", "mlflow")},
-    **{(pod, "internet"): {443} for pod in ("step", "head", "worker", "mlflow")},  # S3 outside has no fixed address
     **{(pod, "kubernetes"): {443, 6443} for pod in ("step", "reaper")},
 }
 
