@@ -12,7 +12,7 @@ from infra.policy.secrets import secret_in_env, secret_in_words
 VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"}
 DIGEST = re.compile(r"^[^@\s]+@sha256:[0-9a-f]{64}$")
 ZEROS = "@sha256:" + 64 * "0"
-RESOURCES = ("cpu", "memory", "ephemeral-storage")
+RESOURCES = ("cpu", "memory")
 RAY_KINDS = ("RayJob", "RayCluster", "RayService")
 
 
@@ -84,7 +84,7 @@ def read_only_root(pod: Pod) -> Iterator[Fault]:
 
 
 def limits(pod: Pod) -> Iterator[Fault]:
-    """Requests and limits for all three; equal in Ray pods."""
+    """Requests and limits for both; equal in Ray pods. Disk is bounded by the size of each scratch volume, see `read_only_root`."""
     for path, container in pod.containers():
         for name in RESOURCES:
             asked, most = (at(container, f"resources.{kind}") or {} for kind in ("requests", "limits"))
@@ -161,7 +161,7 @@ RULES = (
         "limits",
         "pod",
         "one pod must not starve a node; Kueue counts requests and Ray reads limits, so they must agree there",
-        "give cpu, memory and ephemeral-storage in requests and limits; the same numbers in Ray pods",
+        "give cpu and memory in requests and limits; the same numbers in Ray pods",
         limits,
     ),
     Rule(

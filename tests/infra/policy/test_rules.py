@@ -43,7 +43,7 @@ MUTATIONS = [
     *[
         ("limits", "CronJob nightly", f"{MAIN}/resources/{kind}/{name}", GONE)
         for kind in ("requests", "limits")
-        for name in ("cpu", "memory", "ephemeral-storage")
+        for name in ("cpu", "memory")
     ],
     ("limits", "CronJob nightly", f"{MAIN}/resources", GONE),
     ("limits", "RayJob train", f"{HEAD}/template/spec/containers/0/resources/requests/cpu", "500m"),
