@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -48,15 +49,14 @@ def as_grafana_asks(sql):
 
 
 @pytest.fixture(scope="module")
-def database(tmp_path_factory):
+def database():
     """A server of its own behind a socket, as an ordinary user: PostgreSQL refuses root. Yields `ask(sql, role)`."""
     if not shutil.which("initdb") or not shutil.which("psql"):
         pytest.skip("PostgreSQL is not installed: the dashboard's SQL is not run")
-    home = tmp_path_factory.mktemp("postgres")
     user = "nobody" if os.geteuid() == 0 else None
+    # Not a folder of pytest's: each session that starts closes those to other users.
+    home = Path(tempfile.mkdtemp(prefix="biovlm-postgres-"))
     if user:
-        for folder in (home, *home.parents[:2]):
-            folder.chmod(0o755)
         shutil.chown(home, user)
     secrets = home / "secrets"
     secrets.mkdir()
@@ -85,6 +85,7 @@ def database(tmp_path_factory):
         yield ask
     finally:
         call("pg_ctl", "--pgdata", str(home / "data"), "--mode", "immediate", "stop")
+        shutil.rmtree(home)
 
 
 def grants():
