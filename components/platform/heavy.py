@@ -33,3 +33,21 @@ class HeavyWork:
     """What the entrypoint writes last: exit code, letter if there is one, digest of what was made."""
     resources: Resources
     """Number and size of the workers, and the pool that they are taken from."""
+    estimate_hours: float | None = None
+    """How long it is thought to take; refused where the deadline is shorter."""
+    evaluates: bool = False
+    """Evaluation, which may take slices of a GPU (MIG)."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the entrypoint wrote last."""
+
+    exit_code: int
+    """0 if the work is done and published."""
+    message: str = ""
+    """The letter, if there is one."""
+    hint: str = ""
+    """The letter's way out."""
+    tries: int = 1
+    """How often the workers were started."""

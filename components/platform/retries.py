@@ -20,6 +20,8 @@ from model import manifest
 from model.errors import NEVER_RETRIED, ExitCode, RefusedError
 
 MOST_ATTEMPTS = 12
+MOST_OVER_ALL = 3
+"""How often heavy work on a cluster is tried: its pipeline, its RayJobs and Ray's own restarts together."""
 
 
 def again(code: int | None, attempts: int, most: int = MOST_ATTEMPTS) -> bool:

@@ -13,6 +13,16 @@
 | BIOVLM_MIRRORED | `1`: another process of the run copies events to MLflow; else each step does it when it ends | `0` |
 | BIOVLM_CHECKPOINTS | `s3://BUCKET/PREFIX` for checkpoints of unfinished stages: any node goes on from there | in `home` |
 | BIOVLM_FEATURE_CACHE_GIB | most that features of images may take in `cache/features` of the home; `0` keeps none on disk | `20` |
+| BIOVLM_POOLS | a file with the site's pools of machines | `components/platform/pools.yaml` |
+| BIOVLM_NAMESPACE | namespace of the RayJobs | none; KubeRay needs it |
+| BIOVLM_TRAIN_IMAGE | the train image by digest | none; KubeRay needs it |
+| BIOVLM_TEAM, BIOVLM_COST_CENTRE | who pays, in labels | none, KubeRay needs it; `none` |
+| BIOVLM_RAY_SECRETS | Secrets whose keys become variables of the Ray pods, with commas | none |
+| BIOVLM_RAY_ENVIRONMENT | names of variables that Ray pods get as they are here, with commas; no secrets | none |
+| BIOVLM_RAY_SUBMISSION | `HTTPMode`, or `SidecarMode` where the namespace does not enforce restricted Pod Security | `HTTPMode` |
+| BIOVLM_POD_NAME, BIOVLM_POD_UID | the launcher's own pod (downward API), owner of its RayJobs | none |
+| BIOVLM_RAY_NAME, BIOVLM_RAY_STORAGE | set in Ray pods: name of the Ray Train run, and where Ray keeps notes about it | none |
+| BIOVLM_TRIES_BEFORE | set in Ray pods: how often the work was tried before, over all layers | `0` |
 | BIOVLM_TRACE | `1`: traces of unexpected errors show the error's text, which may quote a record | `0` |
 | MLFLOW_TRACKING_URI | tracking store and model registry | SQLite in `home` |
 | MLFLOW_EXPERIMENT_NAME | experiment of all runs | `biovlm` |
@@ -46,6 +56,7 @@ class Settings:
     mirrored: bool = False
     trace: bool = False
     feature_cache_gib: float = FEATURE_CACHE_GIB
+    pools: Path | None = None
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:
@@ -64,6 +75,7 @@ class Settings:
             mirrored=env.get("BIOVLM_MIRRORED") == "1",
             trace=env.get("BIOVLM_TRACE") == "1",
             feature_cache_gib=_gib(env.get("BIOVLM_FEATURE_CACHE_GIB") or str(FEATURE_CACHE_GIB)),
+            pools=Path(env["BIOVLM_POOLS"]) if env.get("BIOVLM_POOLS") else None,
         )
 
     def for_children(self) -> dict[str, str]:
@@ -75,6 +87,7 @@ class Settings:
             "BIOVLM_RAY": str(self.ray_address_file or ""),
             "BIOVLM_CHECKPOINTS": self.checkpoints,
             "BIOVLM_MIRRORED": "1" if self.mirrored else "0",
+            "BIOVLM_POOLS": str(self.pools or ""),
             "BIOVLM_TRACE": "1" if self.trace else "0",
             "BIOVLM_FEATURE_CACHE_GIB": str(self.feature_cache_gib),
             "MLFLOW_TRACKING_URI": self.tracking_uri,

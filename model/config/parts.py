@@ -112,3 +112,11 @@ class Resources(Strict):
     """How often a stage may lose a worker and go on from its last checkpoint."""
     stall_seconds: Annotated[float, Field(gt=0)] = 900.0
     """Longest time that a worker may stand still, or wait for another one; then its stacks are told and it ends with exit 70."""
+    pool: Name | None = None
+    """Pool of machines that the workers are taken from (pools.yaml) where the step runs on a cluster; empty takes `cpu`."""
+    deadline_hours: Annotated[float, Field(gt=0, le=720)] = 24.0
+    """Longest time that a heavy step may work on a cluster, over all restarts; waiting in a queue is not counted."""
+    pre_running_minutes: Annotated[float, Field(gt=0, le=1440)] = 30.0
+    """Longest time from admission by the queue until the workers run: machines, images, Ray."""
+    queue_hours: Annotated[float, Field(gt=0, le=8760)] = 168.0
+    """Longest time that a heavy step may wait in queues, evictions included; then it is withdrawn."""
