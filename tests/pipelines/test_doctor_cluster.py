@@ -27,16 +27,8 @@ def look(capsys, monkeypatch):
 def test_a_good_cluster_is_told_item_by_item(kfp, look):
     code, found = look()
     assert code == 0
-    assert {name for name, one in found.items() if one["level"] == "ok"} >= {
-        "kubeflow",
-        "images",
-        "clock",
-        "pool",
-        "licence",
-        "cost",
-    }
+    assert {name for name, one in found.items() if one["level"] == "ok"} >= {"kubeflow", "images", "clock", "pool", "cost"}
     assert found["package"]["level"] == "warn"
-    cli.call(["submit"])
 
 
 def test_the_package_of_this_code_is_known_by_its_digest(kfp, look, capsys):
