@@ -1,7 +1,8 @@
 """Preflight: check now what would fail later, and hand each step its slice of the recipe.
 
 1. The recipe is validated again: on a cluster it comes from whoever pressed the button.
-2. What the run may cost bounds the deadline of each heavy step. Libraries, the store, the disk and the tracking store are looked at; each complaint is one letter with the way out.
+2. What the run may cost bounds the deadline of each heavy step. Libraries, the store, the disk and the tracking store are looked at; each
+   complaint is one letter with the way out.
 3. The present champion is read, so that the whole run compares with the same one.
 4. Out come eight texts (one slice for each step, and the mark of the tracking store), what a worker asks for on a cluster, and the
    reference to the champion's checkpoint.
@@ -91,8 +92,8 @@ def run(recipe_json: str, champion: str, budget: str = "") -> Slices:
 def within(slices: dict[str, dict[str, Any]], resources: Resources, budget: str) -> None:
     """Cut the deadlines of the heavy steps so that none alone can cost more than the whole budget.
 
-    The deadline is the one bound that the cluster keeps; it belongs to no step's key. Whether the run fits its budget was estimated where it
-    was submitted.
+    The deadline is the one bound that the cluster keeps; it belongs to no step's key. Whether the run fits its budget was estimated
+    where it was submitted.
 
     Args:
         slices: Of the recipe; changed.
