@@ -3,31 +3,50 @@
 Order follows from who needs what: every edge is an artifact, a small JSON reference (components/platform/reference.py). KFP's own
 cache is off everywhere: its key does not see what is inside an input, or which code a component imports. Each step looks for its
 result in the store under a key that does (components/platform/step.py).
+
+What the pods of the steps need on a cluster stands in `pods.py`; a run on this machine does not see it.
 """
 
 # No `from __future__ import annotations`: KFP reads the annotations themselves.
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from kfp import compiler, dsl
 
 from components.data.component import data
 from components.evaluate.component import evaluate
+from components.platform.task_config import Asks
 from components.preflight.component import preflight
 from components.promote.component import promote
 from components.register.component import register
 from components.train.component import train
+from model.manifest import cannot_write
+from pipelines.pods import Images, dress
+from pipelines.summary import STEPS
 
+NAME = "biovlm"
 COMPILED = Path(__file__).parent / "compiled" / "biovlm.yaml"
 
 
-@dsl.pipeline(name="biovlm", description="Train an assistant in three stages, evaluate it, promote it if it is better.")
-def biovlm(recipe: str) -> None:
-    """One run of one recipe.
+def pipeline(images: Images = Images()) -> Any:
+    """The pipeline, with the images that its steps run in."""
 
-    Args:
-        recipe: A complete recipe (model.config.Recipe) as JSON.
-    """
-    start = preflight(recipe=recipe)
+    @dsl.pipeline(name=NAME, description="Train an assistant in three stages, evaluate it, promote it if it is better.")
+    def biovlm(recipe: str, budget: str = "") -> None:
+        """One run of one recipe.
+
+        Args:
+            recipe: A complete recipe (model.config.Recipe) as JSON.
+            budget: GPU hours that the run may cost, as a number; empty for no bound.
+        """
+        _graph(recipe, budget, images)
+
+    return biovlm
+
+
+def _graph(recipe: str, budget: str, images: Images) -> None:
+    start = preflight(recipe=recipe, budget=budget)
     champion, tracking, questions = (start.outputs[name] for name in ("champion", "tracking", "evaluate"))
 
     material = data(piece=start.outputs["data"])
@@ -50,12 +69,19 @@ def biovlm(recipe: str) -> None:
         champion_report=rival.output,
     )
 
-    names = ("preflight", "data", "align", "instruct", "task", "evaluate", "champion", "register", "promote")
+    asks = {name: start.outputs[name] for name in Asks._fields}
     tasks = (start, material, align, instruct, task, report, rival, receipt, decision)
-    for name, step in zip(names, tasks, strict=True):
+    for name, step in zip(STEPS, tasks, strict=True):
         step.set_display_name(name).set_caching_options(False)
+        dress(name, step, images, asks)
 
 
-def compile_to(path: Path) -> None:
-    """Write the compiled pipeline, every task with KFP's cache off."""
-    compiler.Compiler().compile(biovlm, str(path))
+def compile_to(path: Path, images: Images = Images()) -> None:
+    """Write the compiled pipeline, every task with KFP's cache off. CannotWriteError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # kfp looks through the whole call stack for each setting of a task. A thread has a short one.
+        with ThreadPoolExecutor(1) as alone:
+            alone.submit(lambda: compiler.Compiler().compile(pipeline(images), str(path))).result()
+    except OSError as error:
+        raise cannot_write(path, error) from error

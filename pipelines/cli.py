@@ -21,7 +21,7 @@ from typing import Any
 import typer
 
 from model.errors import BiovlmError, ExitCode, PreemptedError, UsageError
-from pipelines import cli_data, cli_machine, cli_model, cli_registry, cli_run, output
+from pipelines import cli_cluster, cli_data, cli_machine, cli_model, cli_registry, cli_run, cli_schedule, output
 
 HELP = "Train biomedical vision-language assistants, evaluate them, promote the good ones. Research use only."
 
@@ -39,10 +39,22 @@ app = typer.Typer(name="biovlm", help=HELP, **PLAIN)
 data = typer.Typer(help="Data sets and base models in the data registry.", **PLAIN)
 registry = typer.Typer(help="Registered models and their versions.", **PLAIN)
 lineage = typer.Typer(help="What a model version was made from.", **PLAIN)
+schedule = typer.Typer(help="Runs on a cluster that come back, declared in a file.", **PLAIN)
 
 app.command("run")(cli_run.run)
 app.command("plan")(cli_run.plan)
 app.command("compile")(cli_run.compile_pipeline)
+app.command("submit")(cli_cluster.submit)
+app.command("status")(cli_cluster.status)
+app.command("stop")(cli_cluster.stop)
+app.command("retry")(cli_cluster.retry)
+app.command("reap")(cli_cluster.reap)
+app.add_typer(schedule, name="schedule")
+schedule.command("apply")(cli_schedule.apply)
+schedule.command("diff")(cli_schedule.diff)
+schedule.command("list")(cli_schedule.list_schedules)
+schedule.command("pause")(cli_schedule.pause)
+schedule.command("resume")(cli_schedule.resume)
 app.add_typer(data, name="data")
 data.command("build")(cli_data.build)
 data.command("import")(cli_data.import_set)

@@ -94,10 +94,10 @@ def evaluate(recipe: RecipeName = DEFAULT, data: Data = None, changes: Changes =
     pieces = {name: canonical_json(piece) for name, piece in slices(wanted).items()}
     with tempfile.TemporaryDirectory(prefix="biovlm-") as folder:
         material, checkpoint, report = (str(Path(folder) / name) for name in ("data", "checkpoint", "report"))
-        champion.write(Path(checkpoint))
+        champion.write(Path(checkpoint), settings.store)
         data_step.run(pieces["data"], material)
         evaluate_step.run("evaluate", pieces["evaluate"], material, checkpoint, report)
-        found = reference.read(report)
+        found = reference.read(report, settings.store)
     figures = found.facts.get("figures", {})
     if json:
         output.emit_json({"model": wanted.registered_model, "version": champion.facts["version"], "report": found.uri, **figures})

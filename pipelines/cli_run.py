@@ -63,12 +63,18 @@ def plan(recipe: RecipeName = DEFAULT, data: Data = None, changes: Changes = Non
 
 def compile_pipeline(
     out: Annotated[Path | None, typer.Option("--out", help="Where to; pipelines/compiled/biovlm.yaml.", metavar="FILE")] = None,
+    launcher: Annotated[str | None, typer.Option("--launcher-image", help="Of the steps, by digest.", metavar="IMAGE")] = None,
+    train: Annotated[str | None, typer.Option("--train-image", help="Of the Ray workers, by digest.", metavar="IMAGE")] = None,
 ) -> None:
-    """Compile the pipeline for a Kubeflow server."""
-    from pipelines import biovlm
+    """Compile the pipeline; with images by digest, for a Kubeflow server."""
+    from model.errors import UsageError
+    from pipelines import biovlm, submit
+    from pipelines.pods import Images
 
     path = out or biovlm.COMPILED
-    biovlm.compile_to(path)
+    if (launcher is None) != (train is None):
+        raise UsageError("a cluster needs both images", "give --launcher-image and --train-image")
+    biovlm.compile_to(path, submit.checked(Images(launcher, train)) if launcher and train else Images())
     output.emit(str(path))
 
 

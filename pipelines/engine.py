@@ -14,6 +14,7 @@ import threading
 import warnings
 from pathlib import Path
 
+import yaml
 from kfp import components, local
 
 
@@ -22,12 +23,20 @@ def main(compiled: Path, recipe: Path, pipeline_root: Path) -> None:
     # Image names without "python" in them, and settings that only a cluster knows: said once a task, of no use here.
     warnings.filterwarnings("ignore", module="kfp")
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(pipeline_root), raise_on_error=True)
-    pipeline = components.load_component_from_file(str(compiled))
+    pipeline = components.load_component_from_text(once(compiled.read_text(encoding="utf-8")))
     try:
         pipeline(recipe=recipe.read_text(encoding="utf-8"))
     except RuntimeError as error:
         sys.stderr.write(f"{error}\n")  # a failed step; it has said why in the event log
         raise SystemExit(os.EX_SOFTWARE) from None
+
+
+def once(compiled: str) -> str:
+    """The package with every step tried once: its retries are for pods that are lost with their node, which this machine has not got."""
+    documents = list(yaml.load_all(compiled, Loader=yaml.CSafeLoader))
+    for task in documents[0]["root"]["dag"]["tasks"].values():
+        task.pop("retryPolicy", None)
+    return str(yaml.dump_all(documents, Dumper=yaml.CSafeDumper))
 
 
 def _end_with_parent() -> None:

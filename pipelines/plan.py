@@ -11,6 +11,7 @@ A folder is believed here without hashing its files; the run itself verifies, an
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,13 +26,13 @@ from components.platform.events import EventType
 from components.platform.reference import NONE, Reference
 from components.platform.settings import Settings
 from components.platform.step import key_of
-from components.platform.store import StepRecord, Store
+from components.platform.store import StepRecord, open_store
 from components.promote import step as promote_step
 from components.register import step as register_step
 from components.train import step as train_step
-from model import manifest, recipe
+from model import recipe
 from model.config import STAGE_NAMES, DataSlice, EvaluateSlice, Recipe, TrainSlice
-from model.errors import BiovlmError
+from model.errors import BiovlmError, MissingInputError
 from pipelines.plan_memory import PlannedMemory, explain
 
 
@@ -52,7 +53,7 @@ class Walk:
     """The walk over one recipe: what is known of each artifact so far."""
 
     def __init__(self, settings: Settings, pieces: Mapping[str, dict[str, Any]], last: Mapping[str, StepRecord]) -> None:
-        self._store, self._pieces, self._last = Store(settings.store), pieces, last
+        self._store, self._pieces, self._last = open_store(settings), pieces, last
         self.steps: list[PlannedStep] = []
 
     def visit(
@@ -72,9 +73,10 @@ class Walk:
             return None
         key = key_of(kind, self._pieces[piece], identity, code.digest(kind))
         folder = self._store.folder(kind, key)
-        if (folder / manifest.FILE_NAME).is_file():
+        with contextlib.suppress(MissingInputError):
+            found = self._store.manifest_of(self._store.uri(folder))
             self.steps.append(PlannedStep(name, kind, True, "same key", key))
-            return Reference.to(folder, manifest.read(folder))
+            return Reference.to(folder, found)
         reason = why(self._last.get(name), self._pieces[piece], identity, code.digest(kind))
         self.steps.append(PlannedStep(name, kind, False, reason, key))
         return None
@@ -171,7 +173,7 @@ def _changed(old: Any, new: Any, prefix: str = "") -> list[str]:
 def last_records(settings: Settings, recipe_name: str) -> dict[str, StepRecord]:
     """Step -> record of its result in the newest run of the recipe that got so far."""
     found: dict[str, StepRecord] = {}
-    store = Store(settings.store)
+    store = open_store(settings)
     for folder in sorted((settings.home / "runs").glob(f"*-{recipe_name}-*"), reverse=True):
         for event in events.read(Path(folder) / "events.jsonl"):
             if event.type in (EventType.FINISHED, EventType.REUSED) and event.step not in found and "key" in event.facts:

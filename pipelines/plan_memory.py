@@ -41,7 +41,7 @@ class PlannedMemory:
 
 def explain(piece: TrainSlice, material: Reference | None, store: Path) -> PlannedMemory:
     """The memory of a stage; `material` is the data artifact, if there is one."""
-    found = [_config(source, material, store) for source in (piece.model.language, piece.model.tower)]
+    found = [config_of(source, material, store) for source in (piece.model.language, piece.model.tower)]
     language, tower = found
     if language is None or tower is None:
         return PlannedMemory(LATER)
@@ -66,7 +66,8 @@ def _on_gpu(found: memory.Estimate, wanted: Memory) -> PlannedMemory:
     return PlannedMemory(f"{text}; the recipe says {wanted}", decided, found.blocks, found.total(decided), whole)
 
 
-def _config(source: ModelSource, material: Reference | None, store: Path) -> Mapping[str, Any] | None:
+def config_of(source: ModelSource, material: Reference | None, store: Path) -> Mapping[str, Any] | None:
+    """The `config.json` of a base model; None where it is not at hand."""
     if source.config is not None:
         return source.config
     name = source.source or ""

@@ -18,8 +18,7 @@ from components.platform import events, inputs, reference
 from components.platform.events import Event, EventType
 from components.platform.reference import Reference
 from components.platform.settings import Settings
-from components.platform.store import Store
-from model import manifest
+from components.platform.store import open_store
 from model.config import STAGE_NAMES, Recipe
 from model.errors import BiovlmError, ExitCode
 
@@ -70,7 +69,12 @@ def summarise(settings: Settings, recipe: Recipe, error: BiovlmError | None, sec
     """
     log = events.read(settings.events)
     steps = tuple(_step(name, [event for event in log if event.step == name]) for name in STEPS)
-    artifacts = {step.name: Reference.to(Path(step.folder), manifest.read(Path(step.folder))) for step in steps if step.folder}
+    store = open_store(settings)
+    artifacts = {
+        step.name: Reference.to(Path(step.folder), store.manifest_of(store.uri(Path(step.folder))))
+        for step in steps
+        if step.folder
+    }
     receipt, decision = (artifacts[name].facts if name in artifacts else {} for name in ("register", "promote"))
     page = _page(settings, recipe, steps, artifacts) if "evaluate" in artifacts else None
     return RunResult(
@@ -116,7 +120,7 @@ def _page(settings: Settings, recipe: Recipe, steps: tuple[StepResult, ...], art
     page = ReportInputs(
         name=recipe.registered_model,
         version=str(receipt.facts["version"]) if receipt else "not registered",
-        report=read_report(artifacts["evaluate"].folder),
+        report=read_report(_folder(settings, artifacts["evaluate"])),
         description=recipe.description,
         recipe=recipe.name,
         run_id=settings.run_id,
@@ -134,6 +138,12 @@ def _page(settings: Settings, recipe: Recipe, steps: tuple[StepResult, ...], art
     return path
 
 
+def _folder(settings: Settings, artifact: Reference) -> Path:
+    """The artifact's folder on this machine."""
+    store = open_store(settings)
+    return store.fetch(store.uri(artifact.folder), artifact.digest)
+
+
 def _decision(found: Reference | None) -> Any:
     from model.evaluation.decision import Decision, Reason, Verdict
 
@@ -146,7 +156,7 @@ def _curve(settings: Settings, stage: str, artifacts: Mapping[str, Reference]) -
     """Loss by optimizer step, thinned; from the log of the run that trained the stage."""
     if stage not in artifacts:
         return ()
-    record = Store(settings.store).record("train", artifacts[stage].folder.name)
+    record = open_store(settings).record("train", artifacts[stage].folder.name)
     log = settings.home / "runs" / (record.run_id if record else settings.run_id) / "events.jsonl"
     points = {e.done: e.metrics["loss"] for e in events.read(log) if e.step == stage and e.done and "loss" in e.metrics}
     ordered = sorted(points.items())
@@ -169,8 +179,8 @@ def _samples(settings: Settings, recipe: Recipe, artifacts: Mapping[str, Referen
     from model.evaluation.results import read_items
 
     first = recipe.evaluation.benchmarks[0]
-    folder = inputs.verified(artifacts["data"], settings.store, [first.set])["sets"][first.set]
-    items = read_items(artifacts["evaluate"].folder)
+    folder = inputs.verified(artifacts["data"], open_store(settings), [first.set])["sets"][first.set]
+    items = read_items(_folder(settings, artifacts["evaluate"]))
     mine = [item for item in items if item.benchmark == f"{first.benchmark}/{first.set}/{first.split}"]
     audit = Audit(**inputs.audit(artifacts["data"], [first.set]))
     return choose_samples(audit.open(first.set, folder, verify=False), first.split, mine)

@@ -21,7 +21,6 @@ from components.platform.events import EventType
 from components.platform.reference import Reference
 from components.platform.settings import Settings
 from components.platform.step import Work, guarded, run_step
-from components.platform.store import Store
 from model import manifest
 from model.config import EvaluateSlice
 
@@ -39,7 +38,7 @@ def run(who: str, piece: str, data: str, checkpoint: str, report: str) -> None:
         report: Where the reference goes.
     """
     content = json.loads(piece)
-    if reference.read(checkpoint).is_none:
+    if reference.read(checkpoint, Settings.from_environment().store).is_none:
         _nobody(who, report)
         return
     wanted = EvaluateSlice.model_validate(content)
@@ -56,7 +55,7 @@ def identity(wanted: EvaluateSlice, given: Mapping[str, Reference]) -> dict[str,
 def _nobody(who: str, report: str) -> None:
     settings = Settings.from_environment()
     with guarded(who, settings) as log:
-        Reference(kind=reference.NONE).write(Path(report))
+        Reference(kind=reference.NONE).write(Path(report), settings.store)
         log.write(EventType.REUSED, message="there is no champion yet", seconds=0.0)
 
 
@@ -69,7 +68,7 @@ def _produce(work: Work) -> None:
     from model.evaluation import vllm_engine
     from model.evaluation.evaluate import evaluate
 
-    wanted, store = EvaluateSlice.model_validate(work.piece), work.settings.store
+    wanted, store = EvaluateSlice.model_validate(work.piece), work.store
     asked = inputs.verified(work.inputs["data"], store, _names(wanted))["sets"]
     subject = work.inputs["checkpoint"]
     bases = inputs.verified(_own_data(work), store)["bases"]
@@ -87,7 +86,7 @@ def _produce(work: Work) -> None:
     audit = Audit(**inputs.audit(work.inputs["data"], _names(wanted)))
     cache = Disk(work.settings.feature_cache, work.settings.feature_cache_bytes)
     # Candidate and champion alike: what two engines answer could not be compared.
-    exported = exports.ensure(subject, lambda: bases, Store(store)) if vllm_engine.usable(wanted.resources) else None
+    exported = exports.ensure(subject, lambda: bases, store) if vllm_engine.usable(wanted.resources) else None
     evaluate(
         wanted,
         assistant,
@@ -104,12 +103,12 @@ def _produce(work: Work) -> None:
 
 def _own_data(work: Work) -> Reference:
     """The data artifact that the checkpoint was trained with; this run's, if its record is gone."""
-    store = Store(work.settings.store)
+    store = work.store
     record = store.record("train", work.inputs["checkpoint"].folder.name)
     if record is None or "data" not in record.inputs:
         return work.inputs["data"]
-    folder = store.root / record.inputs["data"].uri
-    return Reference.to(folder, manifest.verify(folder, record.inputs["data"].digest))
+    folder = store.fetch(record.inputs["data"].uri, record.inputs["data"].digest)
+    return Reference.to(folder, manifest.read(folder))
 
 
 def _names(wanted: EvaluateSlice) -> set[str]:

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from components.platform.reference import Reference
 from components.platform.store import Store
-from model import manifest
-from model.errors import BiovlmError
+from model.errors import DataError, MissingInputError, RefusedError
 
 
 def ensure(checkpoint: Reference, bases: Callable[[], Mapping[str, Path]], store: Store) -> Path:
@@ -22,14 +21,15 @@ def ensure(checkpoint: Reference, bases: Callable[[], Mapping[str, Path]], store
         bases: Gives its base models by their name in the registry; asked only if there is something to make.
         store: Where exports are; one that was damaged is set aside.
     """
-    final = store.root / "exports" / checkpoint.digest
-    if final.exists():
-        try:
-            manifest.verify(final)
-            return final
-        except BiovlmError:
+    uri = f"exports/{checkpoint.digest}"
+    final = store.root / uri
+    try:
+        return store.fetch(uri)
+    except (RefusedError, DataError, MissingInputError):
+        if final.exists():
             store.set_aside(final)
     _export(checkpoint.folder, bases(), final)
+    store.publish(uri)
     return final
 
 

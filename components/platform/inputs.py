@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from components.platform.reference import Reference
+from components.platform.store import Store
 from model import manifest
 from model.errors import MissingInputError
 
 
-def verified(data: Reference, store: Path, names: Collection[str] | None = None) -> dict[str, dict[str, Path]]:
+def verified(data: Reference, store: Store, names: Collection[str] | None = None) -> dict[str, dict[str, Path]]:
     """`{"sets": {name: folder}, "bases": {name: folder}}` of a data artifact.
 
     Args:
         data: The data artifact.
-        store: Root of the store; the artifact's paths are relative to it.
+        store: Where they are; the artifact's paths are relative to it.
         names: Sets and base models that are needed; all of them, unless given.
 
     Raises:
@@ -30,9 +31,7 @@ def verified(data: Reference, store: Path, names: Collection[str] | None = None)
     opened: dict[str, dict[str, Path]] = {"sets": {}, "bases": {}}
     for name, group, facts in _entries(data):
         if names is None or name in names:
-            folder = manifest.safe_join(store, facts["uri"])
-            manifest.verify(folder, facts["digest"])
-            opened[group][name] = folder
+            opened[group][name] = store.fetch(facts["uri"], facts["digest"])
     _refuse_missing(names or (), opened["sets"].keys() | opened["bases"].keys())
     return opened
 

@@ -15,7 +15,6 @@ from pathlib import Path, PurePosixPath
 from pydantic import BaseModel, ConfigDict, Field
 
 from components.platform.store import StepRecord, Store
-from model import manifest
 from model.manifest import Manifest, digest_of
 
 SHOWN = 16
@@ -36,7 +35,7 @@ class Node(BaseModel):
 
 def tree(store: Store, uri: str) -> Node:
     """The lineage of the artifact at `uri`, relative to the store."""
-    found = manifest.read(store.root / uri)
+    found = store.manifest_of(uri)
     step_kind, key = PurePosixPath(uri).parts[-2:]
     record = store.record(step_kind, key)
     children = [*_inputs(store, record), *_contents(found), *_maker(record)]
@@ -52,7 +51,7 @@ def render(node: Node) -> str:
 
 def relative(store: Store, folder: Path) -> str:
     """The place of an artifact in the store, for `tree`."""
-    return folder.relative_to(store.root).as_posix()
+    return store.uri(folder)
 
 
 def _inputs(store: Store, record: StepRecord | None) -> Iterator[Node]:

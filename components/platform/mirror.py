@@ -16,9 +16,8 @@ from typing import Any
 
 from components.platform.events import Event, EventType, Follower
 from components.platform.settings import Settings
-from components.platform.store import StepRecord, Store
+from components.platform.store import StepRecord, open_store
 from components.platform.tracking import KEY_TAG, REUSED_TAG, Tracking
-from model import manifest
 from model.errors import BiovlmError
 
 SMALL_FILE_BYTES = 256 * 1024
@@ -32,7 +31,7 @@ class Mirror:
     def __init__(self, settings: Settings, follower: Follower | None = None) -> None:
         self._settings = settings
         self._follower = follower or Follower(settings.events)
-        self._store = Store(settings.store)
+        self._store = open_store(settings)
         self._tracking: Tracking | None = None
         self._children: dict[tuple[str, int], str] = {}
         self._newest: dict[str, int] = {}
@@ -75,7 +74,8 @@ class Mirror:
         elif event.type is EventType.REUSED:
             self._reused(event)
         elif event.type is EventType.FAILED:
-            tracking.tags(self._child(event), {"biovlm.exit_code": str(event.exit_code), "biovlm.message": event.message[:500]})
+            words = {"biovlm.message": event.message[:500], "biovlm.hint": event.hint[:500]}
+            tracking.tags(self._child(event), {"biovlm.exit_code": str(event.exit_code), **words})
             tracking.finish(self._child(event), "FAILED", event.time)
         elif event.type is EventType.RUN_FINISHED:
             status = {0: "FINISHED", 75: "KILLED"}.get(event.exit_code or 0, "FAILED")
@@ -103,7 +103,7 @@ class Mirror:
     def _sets_read(self, record: StepRecord) -> dict[str, dict[str, Any]]:
         """Facts of the data sets that belong to the step's key."""
         source = record.inputs.get("data")
-        facts = manifest.read(self._settings.store / source.uri).facts if source else {}
+        facts = self._store.manifest_of(source.uri).facts if source else {}
         return {name: entry for name, entry in facts.get("sets", {}).items() if name in record.identity}
 
     def _reused(self, event: Event) -> None:

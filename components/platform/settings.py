@@ -7,11 +7,24 @@
 | variable | meaning | default |
 |---|---|---|
 | BIOVLM_HOME | everything biovlm keeps | `.biovlm` in the checkout, else in the current folder |
-| BIOVLM_RUN_ID | the pipeline run that a process belongs to | `adhoc` |
+| BIOVLM_RUN_ID | the pipeline run that a process belongs to; in a pod of a pipeline, BIOVLM_KFP_RUN_ID says it | `adhoc` |
 | BIOVLM_EVENTS | the event log of that run | `runs/<run id>/events.jsonl` |
 | BIOVLM_RAY | a file with the address of the run's Ray; without it a step starts its own | none |
 | BIOVLM_MIRRORED | `1`: another process of the run copies events to MLflow; else each step does it when it ends | `0` |
 | BIOVLM_CHECKPOINTS | `s3://BUCKET/PREFIX` for checkpoints of unfinished stages: any node goes on from there | in `home` |
+| BIOVLM_STORE | `s3://BUCKET/PREFIX` of artifacts shared by steps on different machines; `store` in the home is its cache | none |
+| BIOVLM_DATA | URL of the Git repository that is the data registry, whose DVC remote all can read; only read from | in `home` |
+| BIOVLM_LAUNCHER | where heavy work runs: `process` (Ray on this machine), `jobs` (a cluster by address) or `kuberay` | `process` |
+| BIOVLM_RAY_ADDRESS | `http://HOST:8265` of that cluster; it alone means `jobs`. Ray reads its token (RAY_AUTH_TOKEN_PATH) | none |
+| BIOVLM_POOLS | file of the site's pools of machines (components/platform/pools.py) | the pools of biovlm |
+| BIOVLM_TASK_CONFIG | what KFP passed on to the Ray workers; written by the steps themselves | none |
+| KF_PIPELINES_ENDPOINT | address of the Kubeflow server, for the commands that talk to it (components/platform/addresses.py) | none |
+| KF_PIPELINES_SA_TOKEN_PATH | file with the token for it, read anew for each request | no token |
+| REQUESTS_CA_BUNDLE | file with the certificates of your own authority | the public ones |
+| BIOVLM_KFP_NAMESPACE | namespace of the profile, where that server has many users | none |
+| BIOVLM_NAMESPACE | namespace of the Ray jobs; in a pod of a pipeline, its own | `biovlm` |
+| BIOVLM_KFP_TIME_ZONE | zone in which that server reads cron expressions (its CRON_SCHEDULE_TIMEZONE) | `UTC` |
+| BIOVLM_LAUNCHER_IMAGE, BIOVLM_TRAIN_IMAGE | images of a cluster by digest, `REGISTRY/NAME@sha256:...` | none |
 | BIOVLM_FEATURE_CACHE_GIB | most that features of images may take in `cache/features` of the home; `0` keeps none on disk | `20` |
 | BIOVLM_POOLS | a file with the site's pools of machines | `components/platform/pools.yaml` |
 | BIOVLM_NAMESPACE | namespace of the RayJobs | none; KubeRay needs it |
@@ -39,6 +52,7 @@ from pathlib import Path
 from model.errors import ConfigError
 
 FEATURE_CACHE_GIB = 20.0
+LAUNCHERS = ("process", "jobs", "kuberay")
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
@@ -53,6 +67,10 @@ class Settings:
     experiment: str
     ray_address_file: Path | None = None
     checkpoints: str = ""
+    shared_store: str = ""
+    data_url: str = ""
+    launcher: str = "process"
+    ray_address: str = ""
     mirrored: bool = False
     trace: bool = False
     feature_cache_gib: float = FEATURE_CACHE_GIB
@@ -63,7 +81,7 @@ class Settings:
         """Read the variables of the table above from `environment` (default: this process's)."""
         env = os.environ if environment is None else environment
         home = Path(env.get("BIOVLM_HOME") or _default_home()).expanduser().absolute()
-        run_id = env.get("BIOVLM_RUN_ID") or "adhoc"
+        run_id = env.get("BIOVLM_RUN_ID") or _kfp_run(env) or "adhoc"
         return cls(
             home=home,
             run_id=run_id,
@@ -72,6 +90,11 @@ class Settings:
             experiment=env.get("MLFLOW_EXPERIMENT_NAME") or "biovlm",
             ray_address_file=Path(env["BIOVLM_RAY"]) if env.get("BIOVLM_RAY") else None,
             checkpoints=env.get("BIOVLM_CHECKPOINTS", ""),
+            shared_store=env.get("BIOVLM_STORE", ""),
+            data_url=env.get("BIOVLM_DATA", ""),
+            launcher=_launcher(env),
+            ray_address=env.get("BIOVLM_RAY_ADDRESS", ""),
+            pools=Path(env["BIOVLM_POOLS"]) if env.get("BIOVLM_POOLS") else None,
             mirrored=env.get("BIOVLM_MIRRORED") == "1",
             trace=env.get("BIOVLM_TRACE") == "1",
             feature_cache_gib=_gib(env.get("BIOVLM_FEATURE_CACHE_GIB") or str(FEATURE_CACHE_GIB)),
@@ -86,6 +109,11 @@ class Settings:
             "BIOVLM_EVENTS": str(self.events),
             "BIOVLM_RAY": str(self.ray_address_file or ""),
             "BIOVLM_CHECKPOINTS": self.checkpoints,
+            "BIOVLM_STORE": self.shared_store,
+            "BIOVLM_DATA": self.data_url,
+            "BIOVLM_LAUNCHER": self.launcher,
+            "BIOVLM_RAY_ADDRESS": self.ray_address,
+            "BIOVLM_POOLS": str(self.pools or ""),
             "BIOVLM_MIRRORED": "1" if self.mirrored else "0",
             "BIOVLM_POOLS": str(self.pools or ""),
             "BIOVLM_TRACE": "1" if self.trace else "0",
@@ -133,6 +161,27 @@ class Settings:
     def recipe_file(self) -> Path:
         """The complete recipe of this run, as JSON."""
         return self.run_folder / "recipe.json"
+
+
+def _kfp_run(env: Mapping[str, str]) -> str:
+    """The run that KFP put into the package's placeholder; its local runners leave the placeholder as it is."""
+    found = env.get("BIOVLM_KFP_RUN_ID", "")
+    return "" if found.startswith("{{") else found
+
+
+def _launcher(env: Mapping[str, str]) -> str:
+    """Where heavy work runs. ConfigError: an unknown place, or one that lacks what it needs."""
+    address, store = env.get("BIOVLM_RAY_ADDRESS", ""), env.get("BIOVLM_STORE", "")
+    chosen = env.get("BIOVLM_LAUNCHER") or ("jobs" if address else "process")
+    if chosen not in LAUNCHERS:
+        raise ConfigError(f"BIOVLM_LAUNCHER is {chosen!r}", f"give one of {', '.join(LAUNCHERS)}")
+    if chosen == "jobs" and not address.startswith(("http://", "https://")):
+        raise ConfigError(f"BIOVLM_RAY_ADDRESS is {address!r}", "give the address of the cluster's Jobs API: http://HOST:8265")
+    if chosen != "process" and not store:
+        raise ConfigError(
+            f"BIOVLM_LAUNCHER is {chosen}, and there is no BIOVLM_STORE", "machines share what they make by s3://BUCKET/PREFIX"
+        )
+    return chosen
 
 
 def _gib(text: str) -> float:

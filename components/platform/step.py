@@ -4,7 +4,8 @@
 2. `run_step` reads the references of the inputs and makes the **key**: kind, slice, what was read, code.
 3. A result in the store under that key, verified, is the step's result: nothing is imported, trained or asked again.
 4. Else every input is verified, `produce(work)` writes the artifact at `work.final`, and its record goes beside it.
-5. The reference is written where KFP wants the output; events tell all of it.
+5. The artifact is published, for steps on other machines. The reference is written where KFP wants the output; events tell all of
+   it.
 
 Nothing here imports torch, ray or mlflow: a reused step is over in well under a second.
 """
@@ -29,7 +30,7 @@ from components.platform import code, events, reference
 from components.platform.events import EventLog, EventType
 from components.platform.reference import Reference
 from components.platform.settings import Settings
-from components.platform.store import Source, StepRecord, Store
+from components.platform.store import Source, StepRecord, Store, open_store
 from model import manifest, recipe
 from model.errors import BiovlmError, InternalError, PreemptedError
 
@@ -43,6 +44,7 @@ class Work:
     """What `produce` gets to know."""
 
     settings: Settings
+    store: Store
     log: EventLog
     name: str
     piece: Mapping[str, Any]
@@ -80,8 +82,8 @@ def run_step(
     """
     settings = Settings.from_environment()
     with guarded(name, settings) as log:
-        store = Store(settings.store)
-        given = {role: reference.read(path) for role, path in inputs.items() if path}
+        store = open_store(settings)
+        given = {role: reference.read(path, store.root) for role, path in inputs.items() if path}
         identity = identify(given) if identify else {role: ref.digest for role, ref in given.items()}
         key = key_of(kind, piece, identity, code.digest(kind))
         tell = partial(log.write, EventType.NOTE)
@@ -91,10 +93,11 @@ def run_step(
                 result = Reference.to(store.folder(kind, key), stored)
                 log.write(EventType.REUSED, facts=_facts(kind, key, result))
             else:
-                parents = _verified(given)
-                work = Work(settings, log, name, piece, key, store.folder(kind, key), store.scratch(kind, key), given, parents)
+                parents = _verified(given, store)
+                folders = store.folder(kind, key), store.scratch(kind, key)
+                work = Work(settings, store, log, name, piece, key, *folders, given, parents)
                 result = _make(store, work, _record(kind, identity, work), produce)
-        result.write(Path(out))
+        result.write(Path(out), store.root)
     return result
 
 
@@ -156,20 +159,21 @@ def _mirror(settings: Settings) -> None:
     mirror.copy_once(settings)
 
 
-def _verified(given: Mapping[str, Reference]) -> dict[str, str]:
+def _verified(given: Mapping[str, Reference], store: Store) -> dict[str, str]:
     """Hash the inputs of a step that will really run. RefusedError, MissingInputError: one is not what its reference says."""
     for ref in given.values():
         if not ref.is_none:
-            manifest.verify(ref.folder, ref.digest)
+            store.fetch(store.uri(ref.folder), ref.digest)
     return {role: ref.digest for role, ref in given.items() if not ref.is_none}
 
 
 def _make(store: Store, work: Work, record: StepRecord, produce: Callable[[Work], None]) -> Reference:
     store.write_record(record)
     produce(work)
-    result = Reference.to(work.final, manifest.read(work.final))
     seconds = time.time() - record.started
-    store.write_record(record.model_copy(update={"seconds": seconds}))
+    record = record.model_copy(update={"seconds": seconds})
+    store.write_record(record)
+    result = Reference.to(work.final, store.publish(store.uri(work.final), record))
     work.log.write(EventType.FINISHED, seconds=seconds, facts=_facts(record.kind, work.key, result))
     return result
 
@@ -183,17 +187,15 @@ def _record(kind: str, identity: Mapping[str, str], work: Work) -> StepRecord:
         piece=recipe.key_content(work.piece),
         identity=dict(identity),
         code=code.digest(kind),
-        inputs={role: _source(ref, work.settings.store) for role, ref in work.inputs.items() if not ref.is_none},
+        inputs={
+            role: Source(kind=ref.kind, uri=work.store.uri(ref.folder), digest=ref.digest)
+            for role, ref in work.inputs.items()
+            if not ref.is_none
+        },
         revision=code.revision(),
         versions=_versions(),
         started=time.time(),
     )
-
-
-def _source(ref: Reference, store: Path) -> Source:
-    """An input by its place in the store, which may move as a whole."""
-    uri = ref.folder.relative_to(store).as_posix() if ref.folder.is_relative_to(store) else ref.uri
-    return Source(kind=ref.kind, uri=uri, digest=ref.digest)
 
 
 def _versions() -> dict[str, str]:

@@ -6,7 +6,11 @@
 3. `record` keeps, beside each folder, what the key was made of and who made the result: for `biovlm plan` and for the lineage. It
    is not inside the folder, because equal content must have an equal digest whoever made it.
 
-The store is a folder; whoever adds another kind keeps these six methods.
+4. `fetch(uri)` gives the folder of an artifact of any step, verified; `publish(uri)` makes one that was just written visible to
+   all who share the store; `manifest_of` and `holds` tell of an artifact without its bytes.
+
+A `Store` is a folder, and all of this is local. With BIOVLM_STORE it is a `SharedStore` (components/platform/shared_store.py): the
+folder is then a cache of a bucket. An artifact's `uri` is its place relative to the store, the same on every machine.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from components.platform.settings import Settings
 from model import manifest
 from model.errors import DataError, MissingInputError, RefusedError
 
@@ -56,6 +61,15 @@ class StepRecord(BaseModel):
     )
 
 
+def open_store(settings: Settings) -> Store:
+    """The store of the settings: a folder, or one that is shared through a bucket. ConfigError: BIOVLM_STORE is no bucket."""
+    if not settings.shared_store:
+        return Store(settings.store)
+    from components.platform.shared_store import SharedStore  # boto3, for those who share
+
+    return SharedStore(settings.store, settings.shared_store)
+
+
 class Store:
     """A folder of results."""
 
@@ -65,6 +79,43 @@ class Store:
     def folder(self, kind: str, key: str) -> Path:
         """Where the result of a step of `kind` with `key` is, or will be."""
         return self.root / "steps" / kind / key
+
+    def uri(self, folder: Path) -> str:
+        """The place of a folder relative to the store, which may move as a whole; the whole path of one that is elsewhere."""
+        return folder.relative_to(self.root).as_posix() if folder.is_relative_to(self.root) else str(folder)
+
+    def fetch(self, uri: str, digest: str | None = None) -> Path:
+        """The folder of the artifact at `uri`, after every byte was hashed.
+
+        Raises:
+            RefusedError: A byte is not what the manifest says, or the artifact is not the one of `digest`.
+            MissingInputError: There is none.
+        """
+        folder = self._inside(uri)
+        manifest.verify(folder, digest)
+        return folder
+
+    def publish(self, uri: str, record: StepRecord | None = None) -> manifest.Manifest:
+        """Let all who share the store see the artifact in the folder of `uri`, which is whole, with the record of its step.
+
+        Returns:
+            The manifest that stands at `uri` from now on: another machine may have been first, and then it is that one's.
+        """
+        return manifest.read(self._inside(uri))
+
+    def manifest_of(self, uri: str) -> manifest.Manifest:
+        """What the artifact at `uri` says of itself, its files unseen. Errors as `model.manifest.read`."""
+        return manifest.read(self._inside(uri))
+
+    def holds(self, uri: str, digest: str) -> bool:
+        """Whether the artifact of `digest` is at `uri` and can be used."""
+        try:
+            return bool(self.fetch(uri, digest))
+        except (RefusedError, DataError, MissingInputError):
+            return False
+
+    def check(self) -> None:
+        """Before a run: whether what is shared can be. A folder is not shared."""
 
     def scratch(self, kind: str, key: str) -> Path:
         """Where that step keeps what it needs to go on after a stop; it survives the process."""
@@ -141,3 +192,7 @@ class Store:
 
     def _record_path(self, kind: str, key: str) -> Path:
         return self.root / "steps" / kind / f"{key}.json"
+
+    def _inside(self, uri: str) -> Path:
+        """The folder of `uri`; a whole path, of an artifact that lies elsewhere, stays as it is."""
+        return Path(uri) if Path(uri).is_absolute() else manifest.safe_join(self.root, uri)

@@ -93,6 +93,14 @@ class Tracking:
         runs = self.client.search_runs([self.experiment_id], filter_string=text, max_results=1, order_by=order)
         return str(runs[0].info.run_id) if runs else None
 
+    def failure(self, run_id: str, step: str) -> dict[str, str] | None:
+        """`exit_code`, `message` and `hint` of the newest attempt of a step, if it failed; None if nothing says so."""
+        found = self.find({RUN_TAG: run_id, STEP_TAG: step}, newest=True)
+        tags = self.client.get_run(found).data.tags if found else {}
+        if "biovlm.exit_code" not in tags:
+            return None
+        return {name: str(tags.get(f"biovlm.{name}", "")) for name in ("exit_code", "message", "hint")}
+
     def version_tags(self, name: str, alias: str) -> dict[str, str] | None:
         """Tags of the version of the registered model `name` with `alias`, with its number as `version`; None without one."""
         from mlflow.exceptions import MlflowException

@@ -12,14 +12,14 @@ from __future__ import annotations
 import difflib
 import re
 import time
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from components.platform import champion, lineage, peek
 from components.platform.settings import Settings
-from components.platform.store import Store
+from components.platform.store import Store, open_store
 from components.platform.tracking import Tracking
 from model import manifest
 from model.errors import DataError, MissingInputError, RefusedError, UsageError
@@ -42,11 +42,11 @@ class Version(BaseModel):
 
     def receipt(self, settings: Settings) -> Path:
         """The folder of its receipt in the store. MissingInputError if biovlm did not register this version."""
-        return Store(settings.store).folder("register", self._tag(champion.RECEIPT_KEY))
+        return _brought(open_store(settings), f"steps/register/{self._tag(champion.RECEIPT_KEY)}")
 
     def export(self, settings: Settings) -> Path:
         """The plain transformers folder of this version."""
-        return settings.store / self._tag("biovlm.export")
+        return _brought(open_store(settings), self._tag("biovlm.export"))
 
     def _tag(self, name: str) -> str:
         if name not in self.tags:
@@ -142,7 +142,7 @@ def verify(settings: Settings, version: Version) -> list[str]:
         RefusedError: A byte is not what the lineage says, or the lineage is not what the store says.
         MissingInputError: An artifact is gone.
     """
-    store = Store(settings.store)
+    store = open_store(settings)
     receipt = version.receipt(settings)
     manifest.verify(receipt)
     report = store.record("register", receipt.name)
@@ -159,23 +159,28 @@ def verify(settings: Settings, version: Version) -> list[str]:
             f"{version.export(settings)} is the export of another checkpoint", "remove it and run the recipe again"
         )
     lines = {f"receipt {receipt.name[:12]}": None, f"export {exported.digest[:12]}": None}
-    for kind, digest, folder in _artifacts(store, "register", receipt.name):
-        manifest.verify(folder, digest)
+    for kind, digest, uri in _artifacts(store, "register", receipt.name):
+        store.fetch(uri, digest)
         lines[f"{kind} {digest[:12]}"] = None
     return list(lines)
 
 
-def _artifacts(store: Store, kind: str, key: str) -> list[tuple[str, str, Path]]:
+def _brought(store: Store, uri: str) -> Path:
+    """The folder of `uri`, from the other machine that made it if it is not here. Who reads it verifies it."""
+    folder = store.root / uri
+    return folder if folder.exists() or type(store) is Store else store.fetch(uri)
+
+
+def _artifacts(store: Store, kind: str, key: str) -> list[tuple[str, str, str]]:
     """Every artifact that a step read, that its inputs were made from, and so on; data sets and base models too."""
     record = store.record(kind, key)
-    found: list[tuple[str, str, Path]] = []
+    found: list[tuple[str, str, str]] = []
     for source in record.inputs.values() if record else ():
-        folder = store.root / source.uri
-        found.append((source.kind, source.digest, folder))
-        found += _artifacts(store, folder.parent.name, folder.name)
-        facts = manifest.read(folder).facts if source.kind == "data" else {}
+        found.append((source.kind, source.digest, source.uri))
+        found += _artifacts(store, *PurePosixPath(source.uri).parts[-2:])
+        facts = store.manifest_of(source.uri).facts if source.kind == "data" else {}
         for entry in [*facts.get("sets", {}).values(), *facts.get("bases", {}).values()]:
-            found.append(("data set or base model", entry["digest"], store.root / entry["uri"]))
+            found.append(("data set or base model", entry["digest"], entry["uri"]))
     return list(dict.fromkeys(found))
 
 

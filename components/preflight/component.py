@@ -8,7 +8,7 @@ LAUNCHER_IMAGE = "biovlm-launcher-python"
 
 
 @dsl.component(base_image=LAUNCHER_IMAGE, install_kfp_package=False)
-def preflight(recipe: str, champion: dsl.Output[dsl.Model]) -> NamedTuple(  # type: ignore[valid-type]
+def preflight(recipe: str, budget: str, champion: dsl.Output[dsl.Model]) -> NamedTuple(  # type: ignore[valid-type]
     "Slices",
     [
         ("data", str),
@@ -19,9 +19,15 @@ def preflight(recipe: str, champion: dsl.Output[dsl.Model]) -> NamedTuple(  # ty
         ("register", str),
         ("promote", str),
         ("tracking", str),
+        ("cpu", str),
+        ("memory", str),
+        ("accelerator", str),
+        ("gpus", str),
+        ("node_selector", dict),
+        ("tolerations", list),
     ],
 ):
-    """Check what can fail later; hand out the slices of the recipe and the present champion."""
+    """Check what can fail later; hand out the slices of the recipe, what a worker asks for, and the present champion."""
     from components.preflight.step import run
 
-    return run(recipe, champion.path)
+    return run(recipe, champion.path, budget)

@@ -1,10 +1,11 @@
 """Preflight: check now what would fail later, and hand each step its slice of the recipe.
 
 1. The recipe is validated again: on a cluster it comes from whoever pressed the button.
-2. Libraries, the store, the disk and the tracking store are looked at; each complaint is one letter with the way out.
+2. What the run may cost bounds the deadline of each heavy step. Libraries, the store, the disk and the tracking store are looked at; each
+   complaint is one letter with the way out.
 3. The present champion is read, so that the whole run compares with the same one.
-4. Out come eight texts (one slice for each step, and the mark of the tracking store) and the reference to the champion's
-   checkpoint.
+4. Out come eight texts (one slice for each step, and the mark of the tracking store), what a worker asks for on a cluster, and the
+   reference to the champion's checkpoint.
 
 Preflight is never reused: what it looks at changes between runs. It imports neither torch nor, where it can be avoided, MLflow.
 """
@@ -12,24 +13,30 @@ Preflight is never reused: what it looks at changes between runs. It imports nei
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import shutil
 import time
 import uuid
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
 from components.platform import champion as champions
+from components.platform import pools
 from components.platform.events import EventLog, EventType
 from components.platform.settings import Settings
 from components.platform.step import guarded
+from components.platform.store import open_store
+from components.platform.task_config import asked
 from model import manifest, recipe
 from model.config import Model, Recipe, Resources
 from model.errors import CannotWriteError, ConfigError, MissingInputError
 
 LIBRARIES = ("torch", "transformers", "peft", "safetensors", "ray", "mlflow", "dvc")
+LAUNCHER_LIBRARIES = ("mlflow", "dvc")
+"""Where the heavy work is done elsewhere; the launcher image has no torch."""
 LEAST_FREE_MIB = 512
 
 
@@ -45,24 +52,67 @@ class Slices(NamedTuple):
     register: str
     promote: str
     tracking: str
+    cpu: str
+    memory: str
+    accelerator: str
+    gpus: str
+    node_selector: dict[str, str]
+    tolerations: list[dict[str, Any]]
 
 
-def run(recipe_json: str, champion: str) -> Slices:
-    """Check everything; write the champion's reference to the path `champion`; return the slices."""
+def run(recipe_json: str, champion: str, budget: str = "") -> Slices:
+    """Check everything; write the champion's reference to the path `champion`; return the slices.
+
+    Args:
+        recipe_json: A complete recipe.
+        champion: Where the reference to the champion's checkpoint goes.
+        budget: GPU hours that the run may cost, as a number; empty for no bound.
+    """
     settings = Settings.from_environment()
     with guarded("preflight", settings) as log:
         began = time.time()
         checked = _recipe(recipe_json)
-        _libraries()
-        _machine(checked.resources, log)
+        _libraries(LIBRARIES if settings.launcher == "process" else LAUNCHER_LIBRARIES)
+        _, pool = pools.choose(pools.load(settings.pools), checked.resources.pool)
+        if settings.launcher == "process":
+            _machine(checked.resources, log)
         _bases(checked.model)
         _writable(settings.store)
+        open_store(settings).check()
         found, tracking = champions.present(settings, checked.registered_model)
-        found.write(Path(champion))
-        pieces = {name: manifest.canonical_json(piece) for name, piece in recipe.slices(checked).items()}
+        found.write(Path(champion), settings.store)
+        slices = recipe.slices(checked)
+        within(slices, checked.resources, budget)
+        pieces: dict[str, Any] = {name: manifest.canonical_json(piece) for name, piece in slices.items()}
         facts = {"champion": found.facts.get("version", "none"), "recipe_digest": recipe.digest(checked)}
         log.write(EventType.FINISHED, seconds=time.time() - began, facts={"kind": "preflight", **facts})
-    return Slices(**pieces, tracking=tracking)
+    return Slices(**pieces, tracking=tracking, **asked(checked.resources, pool)._asdict())
+
+
+def within(slices: dict[str, dict[str, Any]], resources: Resources, budget: str) -> None:
+    """Cut the deadlines of the heavy steps so that none alone can cost more than the whole budget.
+
+    The deadline is the one bound that the cluster keeps; it belongs to no step's key. Whether the run fits its budget was estimated
+    where it was submitted.
+
+    Args:
+        slices: Of the recipe; changed.
+        resources: Of the recipe.
+        budget: GPU hours as a number; empty for no bound. ConfigError if it is neither.
+    """
+    if not budget:
+        return
+    try:
+        hours = float(budget)
+    except ValueError:
+        hours = math.nan
+    if not (math.isfinite(hours) and hours > 0):
+        raise ConfigError(f"the budget is {budget!r}", "give GPU hours as a number, or leave it empty")
+    if resources.gpus_per_worker:
+        most = hours / (resources.workers * resources.gpus_per_worker)
+        for piece in slices.values():
+            if "resources" in piece:
+                piece["resources"] = {**piece["resources"], "deadline_hours": min(piece["resources"]["deadline_hours"], most)}
 
 
 def _recipe(text: str) -> Recipe:
@@ -74,8 +124,8 @@ def _recipe(text: str) -> Recipe:
         raise ConfigError(f"{field}: {first['msg']}", "every field is described in recipes/schema.json") from None
 
 
-def _libraries() -> None:
-    missing = [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
+def _libraries(needed: tuple[str, ...]) -> None:
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingInputError(f"not installed: {', '.join(missing)}", "pip install 'biovlm[train,platform]'")
 

@@ -38,9 +38,9 @@ def identity(tracking: str, given: Mapping[str, Reference]) -> dict[str, str]:
 
 
 def _produce(work: Work) -> None:
-    wanted, store = RegisterSlice.model_validate(work.piece), Store(work.settings.store)
+    wanted, store = RegisterSlice.model_validate(work.piece), work.store
     checkpoint, report = work.inputs["checkpoint"], work.inputs["report"]
-    exported = exports.ensure(checkpoint, lambda: inputs.verified(work.inputs["data"], store.root)["bases"], store)
+    exported = exports.ensure(checkpoint, lambda: inputs.verified(work.inputs["data"], store)["bases"], store)
     tree = lineage.tree(store, lineage.relative(store, report.folder))
     candidate = Candidate(
         registered_model=wanted.registered_model,

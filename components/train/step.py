@@ -55,7 +55,7 @@ def identity(wanted: TrainSlice, given: Mapping[str, Reference]) -> dict[str, st
 
 def _produce(work: Work) -> None:
     wanted = TrainSlice.model_validate(work.piece)
-    found = inputs.verified(work.inputs["data"], work.settings.store, _names(wanted))
+    found = inputs.verified(work.inputs["data"], work.store, _names(wanted))
     for stale in (STOP_FILE, "letter.json"):
         (work.scratch / stale).unlink(missing_ok=True)
     counted_in = work.scratch.with_name(f"{work.scratch.name}.attempts")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 
+import boto3
 import pytest
+from moto.server import ThreadedMotoServer
 
 from components.platform import events, reference
 from components.platform.settings import Settings
@@ -44,7 +46,7 @@ class Counting:
     def __call__(self, piece, kind="train", name="align", **inputs):
         out = self.folder / "out" / f"{name}.json"
         run_step(kind, name, piece, inputs, str(out), self.produce)
-        return reference.read(out)
+        return reference.read(out, Settings.from_environment().store)
 
     def produce(self, work):
         self.runs += 1
@@ -73,3 +75,28 @@ def store(settings, empty_store):
     settings.home.mkdir(parents=True, exist_ok=True)
     shutil.copy(empty_store, settings.home / "mlflow.db")
     return settings
+
+
+@pytest.fixture(scope="session")
+def server():
+    """Address of an S3 server."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    yield "http://{}:{}".format(*server.get_host_and_port())
+    server.stop()
+
+
+@pytest.fixture
+def client(server, monkeypatch, request):
+    for name, value in (("AWS_ACCESS_KEY_ID", "a"), ("AWS_SECRET_ACCESS_KEY", "b"), ("AWS_DEFAULT_REGION", "us-east-1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", server)
+    client = boto3.client("s3")
+    client.create_bucket(Bucket=f"b{abs(hash(request.node.nodeid))}")
+    return client
+
+
+@pytest.fixture
+def shared(client, request):
+    """Address of an empty prefix in a bucket of this test."""
+    return f"s3://b{abs(hash(request.node.nodeid))}/team"

@@ -6,9 +6,8 @@ import threading
 
 import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
-from components.platform import bucket
+from components.platform import objects
 from components.platform.bucket import open_place
 from model import manifest
 from model.errors import CannotWriteError, ConfigError, InternalError, MissingInputError, PreemptedError, RefusedError
@@ -17,24 +16,6 @@ from model.training.places import Entry, Folder
 from model.training.reporter import ListReporter
 from tests.model.tiny_stages import stop_after
 from tests.toy_run import finish, toy_training
-
-
-@pytest.fixture(scope="module")
-def server():
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    yield "http://{}:{}".format(*server.get_host_and_port())
-    server.stop()
-
-
-@pytest.fixture
-def client(server, monkeypatch, request):
-    for name, value in (("AWS_ACCESS_KEY_ID", "a"), ("AWS_SECRET_ACCESS_KEY", "b"), ("AWS_DEFAULT_REGION", "us-east-1")):
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", server)
-    client = boto3.client("s3")
-    client.create_bucket(Bucket=f"b{abs(hash(request.node.nodeid))}")
-    return client
 
 
 @pytest.fixture
@@ -171,7 +152,7 @@ def test_a_manifest_is_never_put_over_another(place, tmp_path):
 
 def test_a_store_that_is_gone_ends_the_run_with_70_and_quarantines_nothing(client, place, monkeypatch, server):
     stopped(place, 10)
-    monkeypatch.setattr(bucket, "MOST_TRIES", 1)
+    monkeypatch.setattr(objects, "MOST_TRIES", 1)
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
     gone, _ = toy_training(open_place(place.label))
     with pytest.raises(InternalError, match="does not answer"):

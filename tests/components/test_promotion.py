@@ -29,7 +29,7 @@ class Registry:
         self.data = self._artifact(
             "data", "data", facts={"sets": {"mini": self.facts("mini")}, "bases": {"tower": self.facts("t")}}
         )
-        Reference(kind="none").write(self.out / "nobody.json")
+        Reference(kind="none").write(self.out / "nobody.json", settings.store)
 
     @staticmethod
     def facts(name):
@@ -68,7 +68,7 @@ class Registry:
         report = Reference.to(folder, manifest.read(folder))
         self._record("evaluate", "evaluate", folder.name, data=self.data, checkpoint=made)
         for role, ref in (("checkpoint", made), ("report", report), ("data", self.data)):
-            ref.write(self.out / f"{name}-{role}.json")
+            ref.write(self.out / f"{name}-{role}.json", self.store.root)
         return name
 
     def path(self, *parts):
@@ -77,12 +77,12 @@ class Registry:
     def register(self, name):
         paths = (self.path(name, role) for role in ("data", "checkpoint", "report", "receipt"))
         register.run(REGISTER, "store", *paths)
-        return reference.read(self.path(name, "receipt"))
+        return reference.read(self.path(name, "receipt"), self.store.root)
 
     def promote(self, name, rival=None, gate=GATE):
         """Promote as a run does that starts now: against whoever is champion, whose name is `rival`."""
         found, _ = champion.present(self.settings, "mini")
-        found.write(self.out / "champion.json")
+        found.write(self.out / "champion.json", self.store.root)
         against = self.path(rival, "report") if rival else self.path("nobody")
         piece = json.dumps({"registered_model": "mini", "promotion": gate})
         roles = (
@@ -93,7 +93,7 @@ class Registry:
             self.path(name, "decision"),
         )
         promote.run(piece, "store", *roles)
-        return reference.read(self.path(name, "decision")).facts
+        return reference.read(self.path(name, "decision"), self.store.root).facts
 
     def aliases(self):
         return {str(k): str(v) for k, v in Tracking(self.settings).client.get_registered_model("mini").aliases.items()}

@@ -40,7 +40,7 @@ def run_chain(store, tmp_path):
 
         given = {role: str(tmp_path / f"{role}.json") for role in found}
         run_step(kind, name, {}, given, str(tmp_path / f"{name}.json"), produce)
-        found[name] = reference.read(tmp_path / f"{name}.json")
+        found[name] = reference.read(tmp_path / f"{name}.json", store)
 
     step("data", "data", "data", sets={"mini": entry}, bases={})
     step("train", "align", "checkpoint")
@@ -48,7 +48,7 @@ def run_chain(store, tmp_path):
     # The receipt of a real run names its inputs report and checkpoint.
     found["report"], found["checkpoint"] = found["evaluate"], found["align"]
     for role in ("report", "checkpoint"):
-        found[role].write(tmp_path / f"{role}.json")
+        found[role].write(tmp_path / f"{role}.json", store)
     step("register", "register", "receipt")
     return found
 

@@ -14,6 +14,7 @@ import pytest
 from components.platform import events
 from components.platform.settings import CHECKOUT, Settings
 from tests.pipelines import micro
+from tests.standins.kfp import KFP_SCHEMA, serving
 
 
 @pytest.fixture(scope="session")
@@ -22,6 +23,24 @@ def home(tmp_path_factory):
     folder = tmp_path_factory.mktemp("home")
     micro.fill(folder)
     return folder
+
+
+@pytest.fixture
+def kfp(monkeypatch, tmp_path):
+    """A KFP API server, named by the environment as a person would."""
+    if not KFP_SCHEMA.is_file():
+        pytest.skip(f"no published KFP API at {KFP_SCHEMA}: BIOVLM_SCHEMAS names the folder of schemas")
+    from pipelines import cluster, submit
+
+    monkeypatch.setattr(submit, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(cluster, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setenv("BIOVLM_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for name in ("launcher", "train"):
+        monkeypatch.setenv(f"BIOVLM_{name.upper()}_IMAGE", f"registry.example/biovlm-{name}@sha256:{'a' * 64}")
+    with serving(KFP_SCHEMA) as server:
+        monkeypatch.setenv("KF_PIPELINES_ENDPOINT", server.address)
+        yield server.state
 
 
 @pytest.fixture

@@ -1,0 +1,242 @@
+"""Schedules as files: what shall be on the server, what is, and what has to be done about the difference. Pure; `schedule_server` acts.
+
+1. `read` takes a YAML file strictly: an unknown key is an error with the nearest known one, a cron expression is checked, the recipe is
+   resolved whole.
+2. A schedule on the server is a recurring run of KFP. Nothing in it can be edited, so it carries the digest of what it was made from in
+   its description, and a change is another recurring run.
+3. `found` reads ours from the server's list, `drift` says what is not as the file wants it, `decide` what to keep, make and delete.
+
+Two that do the same at once both make one and both see two. Which stays must then be the same for both: `winner` is the oldest, and of
+equally old ones the one with the smallest id. What another file's version made meanwhile is left alone: the next `apply` settles it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import zoneinfo
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import Field, ValidationError
+
+from model import recipe as recipes
+from model.config.choices import Name, Strict
+from model.errors import ConfigError, MissingInputError
+from model.manifest import digest_of
+from pipelines import cron
+from pipelines.choice import RECIPES
+from pipelines.submit import arguments
+
+MARK = re.compile(r"^biovlm schedule (?P<name>[a-z0-9_-]+), spec (?P<spec>[0-9a-f]{64})$", re.M)
+HEAD = "HEAD"
+
+
+class Entry(Strict):
+    """One schedule of a file."""
+
+    name: Name
+    """Also its name on the server."""
+    cron: str
+    """Five fields, or six with the seconds first."""
+    time_zone: str = "UTC"
+    """In which `cron` is meant; that of the server, which knows only one."""
+    recipe: str
+    """Name of a recipe, or path of a YAML file beside this one."""
+    set: tuple[str, ...] = ()
+    """Changes of the recipe, as `--set` takes them."""
+    follow_data: tuple[Name, ...] = ()
+    """Data sets of the recipe whose newest revision is taken each time."""
+    budget_gpu_hours: Annotated[float, Field(gt=0, le=1_000_000)]
+    """A run that is thought to cost more is refused before any GPU."""
+    no_catchup: bool = True
+    """After a pause, run once and not once for each time that was missed."""
+
+
+class File(Strict):
+    """A file of schedules."""
+
+    schedules: tuple[Entry, ...] = Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A schedule as the file wants it, in the server's words."""
+
+    name: str
+    cron: str
+    no_catchup: bool
+    parameters: dict[str, str]
+
+    @property
+    def spec(self) -> str:
+        """Digest of all of it."""
+        return digest_of({"cron": self.cron, "no_catchup": self.no_catchup, "parameters": self.parameters, "at_once": 1})
+
+    @property
+    def description(self) -> str:
+        """What says on the server whose it is."""
+        return f"biovlm schedule {self.name}, spec {self.spec}"
+
+
+@dataclass(frozen=True)
+class Found:
+    """A recurring run of ours, as it is on the server."""
+
+    identifier: str
+    name: str
+    spec: str
+    """What it says that it was made from."""
+    created: str
+    enabled: bool
+    cron: str
+    no_catchup: bool
+    parameters: dict[str, Any]
+    at_once: int
+    pinned: bool
+    """Whether it stays with one version of the pipeline."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What to do about one schedule."""
+
+    keep: Found | None
+    make: bool
+    enabled: bool
+    """Whether what is made runs: a paused schedule that is replaced stays paused."""
+    delete: tuple[Found, ...]
+    why: tuple[str, ...]
+    """What is not as the file wants it."""
+
+    @property
+    def word(self) -> str:
+        """For people."""
+        return "make" if self.make and not self.delete else "replace" if self.make else "tidy" if self.delete else "same"
+
+
+def read(path: Path, time_zone: str) -> list[Wanted]:
+    """The schedules of a file.
+
+    Args:
+        path: A YAML file.
+        time_zone: Of the server.
+
+    Raises:
+        MissingInputError: No such file. ConfigError: anything wrong in it, with its place.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        entries = File.model_validate(raw).schedules
+    except OSError as error:
+        raise MissingInputError(f"cannot read {path}: {error.strerror}", "give the path of a YAML file of schedules") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not YAML: {str(error).splitlines()[0]}", "mend the file") from None
+    except ValidationError as error:
+        raise ConfigError(*_letter(error, path)) from None
+    twice = sorted({entry.name for entry in entries if [other.name for other in entries].count(entry.name) > 1})
+    if twice:
+        raise ConfigError(f"{path}: schedules of the same name: {', '.join(twice)}", "give each its own name")
+    return [_wanted(entry, path, time_zone) for entry in entries]
+
+
+def _wanted(entry: Entry, path: Path, time_zone: str) -> Wanted:
+    try:
+        if entry.time_zone not in zoneinfo.available_timezones():
+            raise ConfigError(f"time_zone: unknown zone {entry.time_zone!r}", "name it as Europe/Berlin or UTC")
+        if entry.time_zone != time_zone:
+            raise ConfigError(
+                f"time_zone: {entry.time_zone} is wanted, the server reads cron in {time_zone}",
+                "write the hour in the server's zone; or let its operator set CRON_SCHEDULE_TIMEZONE, and say so in BIOVLM_KFP_TIME_ZONE",
+            )
+        beside = path.parent / entry.recipe
+        name = str(beside) if beside.suffix in recipes.SUFFIXES and beside.is_file() else entry.recipe
+        base = recipes.load(name, RECIPES, entry.set)
+        _known(entry.follow_data, base.data.sets)
+        follow = [f"data.sets.{data}.revision={HEAD}" for data in entry.follow_data]
+        given = arguments(recipes.load(name, RECIPES, [*entry.set, *follow]), entry.budget_gpu_hours)
+        return Wanted(entry.name, cron.six_fields(entry.cron), entry.no_catchup, given)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: schedule {entry.name}: {error.message}", error.hint) from None
+
+
+def _known(names: Sequence[str], sets: Iterable[str]) -> None:
+    for name in names:
+        if name not in sets:
+            near = difflib.get_close_matches(name, list(sets), n=1)
+            raise ConfigError(
+                f"follow_data: the recipe has no data set {name!r}" + (f"; did you mean `{near[0]}`?" if near else ""),
+                f"its data sets: {', '.join(sets)}",
+            )
+
+
+def _letter(error: ValidationError, path: Path) -> tuple[str, str]:
+    # A misspelt key is also a missing one; the first says more.
+    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+    place = ".".join(str(part) for part in first["loc"]) or "the file"
+    if first["type"] == "extra_forbidden":
+        known = sorted((Entry if len(first["loc"]) > 1 else File).model_fields)
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+        meant = f"; did you mean `{near[0]}`?" if near else ""
+        return f"{path}: unknown key `{place}`{meant}", f"keys there: {', '.join(known)}"
+    return f"{path}: {place}: {first['msg'].removeprefix('Value error, ')}", "pipelines/schedules.py describes every field"
+
+
+def found(recurring: Iterable[Any]) -> list[Found]:
+    """Ours among the server's recurring runs; others are never touched."""
+    ours = []
+    for run in recurring:
+        mark = MARK.search(run.description or "")
+        if mark is None or mark["name"] != run.display_name:
+            continue
+        trigger, runtime, reference = run.trigger, run.runtime_config, run.pipeline_version_reference
+        ours.append(
+            Found(
+                identifier=run.recurring_run_id,
+                name=run.display_name,
+                spec=mark["spec"],
+                created=run.created_at.isoformat() if run.created_at else "",
+                enabled=run.status == "ENABLED",
+                cron=(trigger.cron_schedule.cron if trigger and trigger.cron_schedule else "") or "",
+                no_catchup=bool(run.no_catchup),
+                parameters=dict(runtime.parameters or {}) if runtime else {},
+                at_once=int(run.max_concurrency or 1),
+                pinned=bool(reference and reference.pipeline_version_id),
+            )
+        )
+    return ours
+
+
+def drift(wanted: Wanted, there: Found) -> list[str]:
+    """What is not as the file wants it; empty if all is."""
+    pairs = (
+        ("cron", there.cron, wanted.cron),
+        ("no_catchup", there.no_catchup, wanted.no_catchup),
+        ("runs at once", there.at_once, 1),
+        ("budget", there.parameters.get("budget"), wanted.parameters["budget"]),
+    )
+    said = [f"{name}: {is_!r} instead of {should!r}" for name, is_, should in pairs if is_ != should]
+    if there.parameters.get("recipe") != wanted.parameters["recipe"]:
+        said.append("the recipe is another")
+    if there.pinned:
+        said.append("it stays with one version of the pipeline instead of the newest")
+    return said
+
+
+def winner(same: Iterable[Found]) -> Found | None:
+    """The one that stays."""
+    return min(same, key=lambda one: (one.created, one.identifier), default=None)
+
+
+def decide(wanted: Wanted, there: Iterable[Found]) -> Decision:
+    """What to do about one schedule, given what is on the server under its name."""
+    mine = [one for one in there if one.name == wanted.name]
+    good = [one for one in mine if one.spec == wanted.spec and not drift(wanted, one)]
+    keep = winner(good)
+    others = tuple(one for one in mine if one is not keep)
+    why = tuple(dict.fromkeys(line for one in others for line in (drift(wanted, one) or ["it is there twice"])))
+    enabled = all(one.enabled for one in mine)
+    return Decision(keep, make=keep is None, enabled=enabled, delete=others, why=why)
