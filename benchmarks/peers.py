@@ -5,11 +5,14 @@
 1. The peers' environments are made or found (versus/environments), the models and workloads written (versus/models, versus/workloads).
 2. Every framework writes the token ids and labels that it will learn from; they must equal ours, document by document, or the row says
    what differs. A contender of ours with the same weights, images, trainable set, optimizer, rate, float32 and threads.
-3. Runs are interleaved: in every round each contender once, small and large size; costs are slopes (versus/tables).
+3. Runs are interleaved: in every round each contender once. Costs are slopes between two steps of a run (versus/tables): the peers make
+   `--steps` steps of documents in random order, ours the whole workload, since a row of ours holds many documents.
 4. FLOPs are counted in runs of their own; peers that pack are audited: gradient of one document by another's inputs, share of loss on text.
 5. Raw JSON, a markdown table and a plot go to `bench-results/` (kept out of git); what is worth keeping goes into LOG.md by hand.
 
-Not compared: GPU kernels, MFU, ZeRO. Start-up is left out of slopes and stands in the raw files.
+Not compared: GPU kernels, MFU, ZeRO. What happens before the first step (start-up, tokenising ahead) is in no slope; the processor
+seconds of whole runs stand in the raw files. One thread by default: with two the same work costs more processor seconds, in every
+framework, and how many more depends on what else the machine does.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import platform
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +34,11 @@ from benchmarks.versus.runs import CONTENDERS, Contender, RunError
 from benchmarks.versus.workloads import MissingDataError, Sized
 
 RESULTS = Path("bench-results")
-SIZES = {"c1": (12, 48), "vqa_rad": (6, 24), "slake_like": (5, 20)}
-QUICK_SIZES = {"c1": (12, 24), "vqa_rad": (6, 12), "slake_like": (5, 10)}
-"""Images of the small and the large size. Both fill several rows: ours looks at its first batch before it trains (isolation, share of the
-loss on text), and what that costs cancels out only where the first rows are alike."""
+IMAGES = {"c1": 60, "vqa_rad": 60, "slake_like": 40}
+"""Enough for several rows of ours."""
 REPEATS, QUICK_REPEATS = 5, 2
-BATCH, ROW_TOKENS, THREADS = 4, 4096, 2
+STEPS, QUICK_STEPS, FLOP_STEPS = 12, 6, 4
+BATCH, ROW_TOKENS = 4, 4096
 RATE, RANK, ALPHA = 1e-4, 16, 32
 
 
@@ -45,7 +47,9 @@ class Options:
     """What to measure."""
 
     repeats: int
-    sizes: Mapping[str, tuple[int, int]]
+    steps: int
+    """Of the peers."""
+    threads: int
     models: tuple[str, ...]
     workloads: tuple[str, ...]
     only: tuple[str, ...]
@@ -59,13 +63,11 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Pair:
-    """The two jobs of a contender on one workload, and how many documents lie between them."""
+class Entry:
+    """A contender and its job on one workload."""
 
     contender: Contender
-    small: Job
-    large: Job
-    documents: int
+    job: Job
 
 
 def measure() -> dict[str, float]:
@@ -90,72 +92,71 @@ def compare(options: Options) -> dict[str, list[dict[str, Any]]]:
         models.check_same(bases)
         for name in options.workloads:
             try:
-                sizes = workloads.make(name, environments.home() / "data" / name, options.sizes[name])
+                (sized,) = workloads.make(name, environments.home() / "data" / name, [IMAGES[name]])
             except MissingDataError as missing:
                 _say(f"{model}, {name}: skipped. {missing}")
                 continue
             title = f"{model}, {name}"
-            found[title] = _measure_one(title, bases, sizes, options)
+            found[title] = _measure_one(title, bases, sized, options)
             _write(options.results, found)
     return found
 
 
-def _measure_one(title: str, bases: models.Bases, sizes: Sequence[Sized], options: Options) -> list[dict[str, Any]]:
+def _measure_one(title: str, bases: models.Bases, sized: Sized, options: Options) -> list[dict[str, Any]]:
     """One table: ids, rounds, FLOPs, audits."""
-    pairs, failed, extra = [], {}, {}
+    entries, failed, extra = [], {}, {}
     known: dict[tuple[str, bool], list[dict[str, Any]]] = {}
-    ours = _ids(_pair(CONTENDERS[0], title, bases, sizes, 0), known)
+    ours = _ids(_entry(CONTENDERS[0], title, bases, sized, 0, options), known)
     longest = max(len(row["input_ids"]) for row in ours)
     for contender in options.contenders():
-        pair = _pair(contender, title, bases, sizes, longest)
+        entry = _entry(contender, title, bases, sized, longest, options)
         try:
-            extra[contender.label] = _differences(ours, pair, known) | _audit(pair)
+            extra[contender.label] = _differences(ours, entry, known) | _audit(entry)
             if contender.cached:
-                runs.run(contender.framework, runs.with_mode(pair.large, "warm"))
-            pairs.append(pair)
+                runs.run(contender.framework, runs.with_mode(entry.job, "warm"))
+            entries.append(entry)
         except RunError as error:
             failed[contender.label] = _shortened(error)
             _say(f"{title}, {contender.label}: {error}")
-    raw = _rounds(title, pairs, options, failed)
+    raw = _rounds(title, entries, options, failed)
     rows = []
     for contender in options.contenders():
         if contender.label in failed:
             rows.append({"label": contender.label, "failed": failed[contender.label]})
             continue
-        pair = next(p for p in pairs if p.contender == contender)
-        more = extra[contender.label] | ({"flops_per_document": _flops(pair)} if options.flops else {})
-        rows.append(tables.row(contender.label, pair.documents, raw[contender.label], more))
+        entry = next(e for e in entries if e.contender == contender)
+        more = extra[contender.label] | ({"flops_per_document": _flops(entry)} if options.flops else {})
+        rows.append(tables.row(contender.label, raw[contender.label], more))
     return rows
 
 
-def _pair(contender: Contender, title: str, bases: models.Bases, sizes: Sequence[Sized], longest: int) -> Pair:
-    small, large = sizes
+def _entry(contender: Contender, title: str, bases: models.Bases, sized: Sized, longest: int, options: Options) -> Entry:
     folder = environments.home() / "runs" / title.replace(", ", "-") / contender.label.replace(", ", "-").replace(" ", "-")
-    first = Job(
-        mode="train", llava=str(bases.llava), documents=str(small.listed), out=str(folder / "small"), tuned=contender.tuned,
+    job = Job(
+        mode="train", llava=str(bases.llava), documents=str(sized.listed), out=str(folder / "run"), tuned=contender.tuned,
         packing=contender.packing, row_tokens=ROW_TOKENS, batch=BATCH, epochs=1.0, batch_tokens=max(64, BATCH * longest), rate=RATE,
-        rank=RANK, alpha=ALPHA, threads=THREADS, dataset=str(small.dataset),
+        rank=RANK, alpha=ALPHA, threads=options.threads, dataset=str(sized.dataset),
         bases={name: str(path) for name, path in bases.mapping.items()}, cache=str(folder / "features") if contender.cached else "",
+        most_steps=0 if contender.framework == "ours" else options.steps,
     )  # fmt: skip
-    second = replace(first, documents=str(large.listed), dataset=str(large.dataset), out=str(folder / "large"))
-    return Pair(contender, first, second, large.documents - small.documents)
+    return Entry(contender, job)
 
 
-def _ids(pair: Pair, known: dict[tuple[str, bool], list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Token ids and labels of the small size, as the framework makes them: the same with and without packing."""
-    key = (pair.contender.framework, pair.contender.tuned)
+def _ids(entry: Entry, known: dict[tuple[str, bool], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Token ids and labels as the framework makes them: the same with and without packing."""
+    key = (entry.contender.framework, entry.contender.tuned)
     if key not in known:
-        asked = runs.with_mode(replace(pair.small, packing="none"), "dump")
-        runs.run(pair.contender.framework, asked)
+        asked = runs.with_mode(replace(entry.job, packing="none"), "dump")
+        runs.run(entry.contender.framework, asked)
         known[key] = [json.loads(line) for line in (asked.folder / "dump.jsonl").read_text().splitlines()]
     return known[key]
 
 
 def _differences(
-    ours: Sequence[Mapping[str, Any]], pair: Pair, known: dict[tuple[str, bool], list[dict[str, Any]]]
+    ours: Sequence[Mapping[str, Any]], entry: Entry, known: dict[tuple[str, bool], list[dict[str, Any]]]
 ) -> dict[str, Any]:
     """Supervised tokens a document, and in words how ids and labels differ from ours; nothing where they are equal."""
-    theirs = _ids(pair, known)
+    theirs = _ids(entry, known)
     by_id = {row["id"]: row for row in theirs}
     ids = sum(row["input_ids"] != by_id[row["id"]]["input_ids"] for row in ours if row["id"] in by_id)
     labels = sum(row["labels"] != by_id[row["id"]]["labels"] for row in ours if row["id"] in by_id)
@@ -166,65 +167,56 @@ def _differences(
         for count, what in ((missing, "missing"), (ids, "other ids"), (labels, "other labels"))
         if count
     ]
-    if pair.contender.tuned and told:
-        raise RunError(f"{pair.contender.label} does not learn from the same tokens: {', '.join(told)}")
+    if entry.contender.tuned and told:
+        raise RunError(f"{entry.contender.label} does not learn from the same tokens: {', '.join(told)}")
     return {"supervised_per_document": supervised, "differs": "; ".join(told)}
 
 
-def _audit(pair: Pair) -> dict[str, Any]:
+def _audit(entry: Entry) -> dict[str, Any]:
     """Of a peer that packs: how far documents see each other."""
-    if pair.contender.framework == "ours" or pair.contender.packing == "none":
+    if entry.contender.framework == "ours" or entry.contender.packing == "none":
         return {}
-    asked = runs.with_mode(pair.large, "audit")
-    runs.run(pair.contender.framework, asked)
+    asked = runs.with_mode(entry.job, "audit")
+    runs.run(entry.contender.framework, asked)
     found = runs.result(asked)
     leak = found.get("gradient_on_other")
     what = "isolation not testable: one document a row" if leak is None else f"gradient on another document {leak:.1e}"
     return {"audit": found, "differs": f"{what}; {found['loss_on_image']} of {found['loss_tokens']} loss tokens on image"}
 
 
-def _rounds(
-    title: str, pairs: list[Pair], options: Options, failed: dict[str, str]
-) -> dict[str, list[dict[str, dict[str, float]]]]:
-    """Raw costs of every contender; one that fails once is left out of the rest."""
-    raw: dict[str, list[dict[str, dict[str, float]]]] = {pair.contender.label: [] for pair in pairs}
+def _rounds(title: str, entries: list[Entry], options: Options, failed: dict[str, str]) -> dict[str, list[dict[str, Any]]]:
+    """What the runs of every contender wrote; one that fails once is left out of the rest."""
+    raw: dict[str, list[dict[str, Any]]] = {entry.contender.label: [] for entry in entries}
     for number in range(options.repeats):
-        for pair in pairs:
-            label = pair.contender.label
+        for entry in entries:
+            label = entry.contender.label
             if label in failed:
                 continue
             try:
-                costs = {size: _cost(pair.contender, job) for size, job in (("small", pair.small), ("large", pair.large))}
-            except RunError as error:
+                seconds = runs.run(entry.contender.framework, entry.job)
+                found = runs.result(entry.job) | {"whole_cpu_seconds": seconds}
+                rate = 1 / tables.slope(found, "cpu_seconds")
+            except (RunError, ValueError) as error:
                 failed[label] = _shortened(error)
                 _say(f"{title}, {label}: {error}")
                 continue
-            raw[label].append(costs)
-            used = [costs["large"][f"{kind}_seconds"] - costs["small"][f"{kind}_seconds"] for kind in ("user", "system")]
-            _say(f"{title}, round {number + 1}, {label}: {pair.documents / sum(used):.3f} docs / CPU-s")
-            record = {"title": title, "label": label, "round": number, "documents": pair.documents, **costs}
+            raw[label].append(found)
+            _say(f"{title}, round {number + 1}, {label}: {rate:.3f} docs / CPU-s, {found['peak_mib']:,.0f} MiB")
+            record = {"title": title, "label": label, "round": number, "threads": options.threads, **found}
             with (options.results / "raw.jsonl").open("a") as stream:
                 stream.write(json.dumps(record) + "\n")
     return raw
 
 
-def _cost(contender: Contender, job: Job) -> dict[str, float]:
-    cost = runs.run(contender.framework, job)
-    return {**asdict(cost), "peak_mib": runs.result(job)["peak_mib"]}
-
-
-def _flops(pair: Pair) -> float | None:
-    """Executed FLOPs a document, from two counted runs."""
-    counted = []
-    for job in (pair.small, pair.large):
-        asked = runs.with_mode(job, "flops")
-        try:
-            runs.run(pair.contender.framework, asked)
-            counted.append(runs.flops(asked))
-        except RunError as error:
-            _say(f"{pair.contender.label}: FLOPs not counted. {_shortened(error)}")
-            return None
-    return (counted[1] - counted[0]) / pair.documents
+def _flops(entry: Entry) -> float | None:
+    """Executed FLOPs a document, in a run in which they are counted."""
+    asked = runs.with_mode(replace(entry.job, most_steps=min(entry.job.most_steps, FLOP_STEPS)), "flops")
+    try:
+        runs.run(entry.contender.framework, asked)
+        return tables.slope(runs.result(asked), "flops")
+    except (RunError, ValueError) as error:
+        _say(f"{entry.contender.label}: FLOPs not counted. {_shortened(error)}")
+        return None
 
 
 def _write(folder: Path, found: Mapping[str, list[dict[str, Any]]]) -> None:
@@ -245,8 +237,10 @@ def _say(text: str) -> None:
 
 def _options(arguments: Sequence[str]) -> Options:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="small sizes, two rounds, no FLOPs")
+    parser.add_argument("--quick", action="store_true", help="two rounds, fewer steps of the peers, no FLOPs")
     parser.add_argument("--repeats", type=int, help=f"rounds (default {REPEATS}, quick {QUICK_REPEATS})")
+    parser.add_argument("--steps", type=int, help=f"of the peers (default {STEPS}, quick {QUICK_STEPS})")
+    parser.add_argument("--threads", type=int, default=1, help="of every contender")
     parser.add_argument("--models", default=",".join(models.SHAPES), help="of " + ", ".join(models.SHAPES))
     parser.add_argument("--workloads", default=",".join(workloads.NAMES), help="of " + ", ".join(workloads.NAMES))
     parser.add_argument("--only", default="", help="labels of contenders, separated by semicolons")
@@ -254,7 +248,8 @@ def _options(arguments: Sequence[str]) -> Options:
     given = parser.parse_args(arguments)
     return Options(
         repeats=given.repeats or (QUICK_REPEATS if given.quick else REPEATS),
-        sizes=QUICK_SIZES if given.quick else SIZES,
+        steps=given.steps or (QUICK_STEPS if given.quick else STEPS),
+        threads=given.threads,
         models=tuple(given.models.split(",")),
         workloads=tuple(given.workloads.split(",")),
         only=tuple(filter(None, given.only.split(";"))),

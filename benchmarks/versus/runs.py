@@ -1,7 +1,4 @@
-"""One run of one framework: a process of its own, its processor seconds, wall seconds and peak memory, with what it reaped.
-
-Costs come from `wait4`: user and system seconds of the child with all its own children, as the system counts them.
-"""
+"""One run of one framework: a process of its own, with the processor seconds of all of it and what it says of its steps."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -54,22 +50,8 @@ CONTENDERS = (
 )
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Of one run."""
-
-    user_seconds: float
-    system_seconds: float
-    wall_seconds: float
-
-    @property
-    def cpu_seconds(self) -> float:
-        """User and system."""
-        return self.user_seconds + self.system_seconds
-
-
-def run(framework: str, job: Job) -> Cost:
-    """Do the job in the framework's environment.
+def run(framework: str, job: Job) -> float:
+    """Do the job in the framework's environment; processor seconds of the whole process, start-up and all.
 
     Raises:
         RunError: It failed, or took longer than an hour.
@@ -80,7 +62,6 @@ def run(framework: str, job: Job) -> Cost:
     environment = {**os.environ, **OFFLINE, "OMP_NUM_THREADS": str(job.threads), "PYTHONPATH": str(ROOT)}
     environment |= {"HF_HOME": str(job.folder / "hf"), "TRITON_CACHE_DIR": str(job.folder / "triton")}
     command = [str(python_of(framework)), "-m", f"benchmarks.versus.adapters.{framework}", str(job.folder / "job.json")]
-    began = time.perf_counter()
     with (job.folder / "log.txt").open("w") as log:
         process = subprocess.Popen(command, cwd=job.folder, env=environment, stdout=log, stderr=subprocess.STDOUT)
         try:
@@ -89,20 +70,14 @@ def run(framework: str, job: Job) -> Cost:
             process.kill()
             process.wait()
             raise
-    wall = time.perf_counter() - began
     if os.waitstatus_to_exitcode(status):
         raise RunError(f"{framework}, {job.mode}: {_end(job)}")
-    return Cost(used.ru_utime, used.ru_stime, wall)
+    return used.ru_utime + used.ru_stime
 
 
 def result(job: Job) -> dict[str, Any]:
     """What the adapter wrote."""
     return dict(json.loads((job.folder / "result.json").read_text()))
-
-
-def flops(job: Job) -> int:
-    """Executed FLOPs of a run in mode `flops`."""
-    return int(json.loads((job.folder / "flops.json").read_text())["flops"])
 
 
 def with_mode(job: Job, mode: str) -> Job:

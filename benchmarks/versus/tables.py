@@ -1,6 +1,6 @@
 """From raw runs to a table and a plot. Pure but for the drawing.
 
-1. `slope` is the cost of the documents that the large size has more than the small one, pair by pair of interleaved runs.
+1. `slope` is the cost of a document between two stamps of a run, so that what a run costs once is in neither.
 2. `row` gives median and spread (least and largest) of documents a CPU second, wall seconds, peak memory, FLOPs a document.
 3. `markdown` sets contenders under each other with their ratio to the best tuned ms-swift; `plot` draws them.
 """
@@ -13,36 +13,37 @@ from statistics import median
 from typing import Any
 
 REFERENCE = "ms-swift tuned"
+WARM_STEPS = 1
+"""Steps left out at the beginning: memory is asked for the first time, kernels are chosen."""
 
 
-def slope(pairs: Sequence[Mapping[str, Mapping[str, float]]], unit: str) -> list[float]:
-    """Cost in `unit` of what the large run has more than the small one, a pair each."""
-    return [pair["large"][unit] - pair["small"][unit] for pair in pairs]
+def slope(run: Mapping[str, Any], unit: str) -> float:
+    """Cost of a document in `unit`, from the stamp behind the warm-up to the last one. ValueError: too few steps."""
+    stamps = run["stamps"]
+    if len(stamps) < WARM_STEPS + 2:
+        raise ValueError(f"{len(stamps)} stamps are too few for a slope")
+    first, last = stamps[WARM_STEPS], stamps[-1]
+    return float((last[unit] - first[unit]) / (last["documents"] - first["documents"]))
 
 
-def row(
-    label: str, more_documents: int, pairs: Sequence[Mapping[str, Mapping[str, float]]], extra: Mapping[str, Any]
-) -> dict[str, Any]:
+def row(label: str, found: Sequence[Mapping[str, Any]], extra: Mapping[str, Any]) -> dict[str, Any]:
     """The figures of one contender on one workload and model.
 
     Args:
         label: Of the contender.
-        more_documents: What the large size has more than the small one.
-        pairs: Raw costs, small and large, in the order in which they ran.
+        found: What its runs wrote, in the order in which they ran: `stamps`, `peak_mib`.
         extra: `flops_per_document`, `supervised_per_document`, audit and differences, as they are.
     """
-    user, system = slope(pairs, "user_seconds"), slope(pairs, "system_seconds")
-    rates = sorted(more_documents / (u + s) for u, s in zip(user, system, strict=True) if u + s > 0)
+    rates = sorted(1 / slope(run, "cpu_seconds") for run in found)
     return {
         "label": label,
-        "runs": len(pairs),
-        "documents_per_cpu_second": median(rates) if rates else float("nan"),
-        "least": rates[0] if rates else float("nan"),
-        "largest": rates[-1] if rates else float("nan"),
-        "user_seconds": median(user),
-        "system_seconds": median(system),
-        "wall_seconds": median(slope(pairs, "wall_seconds")),
-        "peak_mib": median(pair["large"]["peak_mib"] for pair in pairs),
+        "runs": len(found),
+        "documents_per_cpu_second": median(rates),
+        "least": rates[0],
+        "largest": rates[-1],
+        "documents_measured": sum(run["stamps"][-1]["documents"] - run["stamps"][WARM_STEPS]["documents"] for run in found),
+        "wall_milliseconds": 1e3 * median(slope(run, "wall_seconds") for run in found),
+        "peak_mib": median(run["peak_mib"] for run in found),
         **extra,
     }
 
@@ -53,7 +54,7 @@ def markdown(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
     lines = [
         f"### {title}",
         "",
-        "| | docs / CPU-s | least - largest | x tuned ms-swift | supervised / CPU-s | GFLOP / doc | wall s | peak MiB | runs | differs |",
+        "| | docs / CPU-s | least - largest | x tuned ms-swift | supervised / CPU-s | GFLOP / doc | ms / doc | peak MiB | runs | differs |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in rows:
@@ -66,7 +67,7 @@ def markdown(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
         flops = f"{r['flops_per_document'] / 1e9:.2f}" if r.get("flops_per_document") else ""
         lines.append(
             f"| {r['label']} | {rate:.3f} | {r['least']:.3f} - {r['largest']:.3f} | {ratio} | {supervised} | {flops} "
-            f"| {r['wall_seconds']:.1f} | {r['peak_mib']:,.0f} | {r['runs']} | {r.get('differs', '')} |"
+            f"| {r['wall_milliseconds']:.0f} | {r['peak_mib']:,.0f} | {r['runs']} | {r.get('differs', '')} |"
         )
     return "\n".join(lines) + "\n"
 

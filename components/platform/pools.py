@@ -141,13 +141,13 @@ def layout(name: str, pool: Pool, work: HeavyWork) -> Layout:
     return Layout(wanted.workers // each, each, each * wanted.gpus_per_worker)
 
 
-def cost_usd(pool: Pool, workers: int, hours: float) -> float:
+def cost_usd(pool: Pool, gpus: int, hours: float) -> float:
     """What that many GPUs of the pool cost."""
-    return pool.usd_per_gpu_hour * workers * hours
+    return pool.usd_per_gpu_hour * gpus * hours
 
 
 def _letter(error: ValidationError, path: Path) -> tuple[str, str]:
-    first = error.errors()[0]
+    first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
     place = ".".join(str(part) for part in first["loc"] if part != "[key]") or "the file"
     if first["type"] == "extra_forbidden":
         known = _known(first["loc"])

@@ -28,6 +28,16 @@
 | BIOVLM_KFP_TIME_ZONE | zone in which that server reads cron expressions (its CRON_SCHEDULE_TIMEZONE) | `UTC` |
 | BIOVLM_LAUNCHER_IMAGE, BIOVLM_TRAIN_IMAGE | images of a cluster by digest, `REGISTRY/NAME@sha256:...` | none |
 | BIOVLM_FEATURE_CACHE_GIB | most that features of images may take in `cache/features` of the home; `0` keeps none on disk | `20` |
+| BIOVLM_POOLS | a file with the site's pools of machines | `components/platform/pools.yaml` |
+| BIOVLM_NAMESPACE | namespace of the RayJobs | none; KubeRay needs it |
+| BIOVLM_TRAIN_IMAGE | the train image by digest | none; KubeRay needs it |
+| BIOVLM_TEAM, BIOVLM_COST_CENTRE | who pays, in labels | none, KubeRay needs it; `none` |
+| BIOVLM_RAY_SECRETS | Secrets whose keys become variables of the Ray pods, with commas | none |
+| BIOVLM_RAY_ENVIRONMENT | names of variables that Ray pods get as they are here, with commas; no secrets | none |
+| BIOVLM_RAY_SUBMISSION | `HTTPMode`, or `SidecarMode` where the namespace does not enforce restricted Pod Security | `HTTPMode` |
+| BIOVLM_POD_NAME, BIOVLM_POD_UID | the launcher's own pod (downward API), owner of its RayJobs | none |
+| BIOVLM_RAY_NAME, BIOVLM_RAY_STORAGE | set in Ray pods: name of the Ray Train run, and where Ray keeps notes about it | none |
+| BIOVLM_TRIES_BEFORE | set in Ray pods: how often the work was tried before, over all layers | `0` |
 | BIOVLM_TRACE | `1`: traces of unexpected errors show the error's text, which may quote a record | `0` |
 | MLFLOW_TRACKING_URI | tracking store and model registry | SQLite in `home` |
 | MLFLOW_EXPERIMENT_NAME | experiment of all runs | `biovlm` |
@@ -94,6 +104,7 @@ class Settings:
             mirrored=env.get("BIOVLM_MIRRORED") == "1",
             trace=env.get("BIOVLM_TRACE") == "1",
             feature_cache_gib=_gib(env.get("BIOVLM_FEATURE_CACHE_GIB") or str(FEATURE_CACHE_GIB)),
+            pools=Path(env["BIOVLM_POOLS"]) if env.get("BIOVLM_POOLS") else None,
         )
 
     def for_children(self) -> dict[str, str]:
@@ -112,6 +123,7 @@ class Settings:
             "BIOVLM_RECIPE": self.recipe,
             "BIOVLM_POOLS": str(self.pools or ""),
             "BIOVLM_MIRRORED": "1" if self.mirrored else "0",
+            "BIOVLM_POOLS": str(self.pools or ""),
             "BIOVLM_TRACE": "1" if self.trace else "0",
             "BIOVLM_FEATURE_CACHE_GIB": str(self.feature_cache_gib),
             "MLFLOW_TRACKING_URI": self.tracking_uri,

@@ -1,7 +1,8 @@
 """Preflight: check now what would fail later, and hand each step its slice of the recipe.
 
 1. The recipe is validated again: on a cluster it comes from whoever pressed the button.
-2. Libraries, the store, the disk and the tracking store are looked at; each complaint is one letter with the way out.
+2. What the run may cost bounds the deadline of each heavy step. Libraries, the store, the disk and the tracking store are looked at; each
+   complaint is one letter with the way out.
 3. The present champion is read, so that the whole run compares with the same one.
 4. Out come eight texts (one slice for each step, and the mark of the tracking store), what a worker asks for on a cluster, and the
    reference to the champion's checkpoint.
@@ -12,6 +13,7 @@ Preflight is never reused: what it looks at changes between runs. It imports nei
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import shutil
 import time
@@ -79,10 +81,38 @@ def run(recipe_json: str, champion: str, budget: str = "") -> Slices:
         open_store(settings).check()
         found, tracking = champions.present(settings, checked.registered_model)
         found.write(Path(champion), settings.store)
-        pieces: dict[str, Any] = {name: manifest.canonical_json(piece) for name, piece in recipe.slices(checked).items()}
+        slices = recipe.slices(checked)
+        within(slices, checked.resources, budget)
+        pieces: dict[str, Any] = {name: manifest.canonical_json(piece) for name, piece in slices.items()}
         facts = {"champion": found.facts.get("version", "none"), "recipe_digest": recipe.digest(checked)}
         log.write(EventType.FINISHED, seconds=time.time() - began, facts={"kind": "preflight", **facts})
     return Slices(**pieces, tracking=tracking, **asked(checked.resources, pool)._asdict())
+
+
+def within(slices: dict[str, dict[str, Any]], resources: Resources, budget: str) -> None:
+    """Cut the deadlines of the heavy steps so that none alone can cost more than the whole budget.
+
+    The deadline is the one bound that the cluster keeps; it belongs to no step's key. Whether the run fits its budget was estimated
+    where it was submitted.
+
+    Args:
+        slices: Of the recipe; changed.
+        resources: Of the recipe.
+        budget: GPU hours as a number; empty for no bound. ConfigError if it is neither.
+    """
+    if not budget:
+        return
+    try:
+        hours = float(budget)
+    except ValueError:
+        hours = math.nan
+    if not (math.isfinite(hours) and hours > 0):
+        raise ConfigError(f"the budget is {budget!r}", "give GPU hours as a number, or leave it empty")
+    if resources.gpus_per_worker:
+        most = hours / (resources.workers * resources.gpus_per_worker)
+        for piece in slices.values():
+            if "resources" in piece:
+                piece["resources"] = {**piece["resources"], "deadline_hours": min(piece["resources"]["deadline_hours"], most)}
 
 
 def _recipe(text: str) -> Recipe:

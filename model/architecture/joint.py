@@ -3,8 +3,8 @@
 1. `encode` gives the tower's features of images, outside autograd: the tower never learns, so no graph is ever built through it.
 2. `check_joint` counts placeholders against images, for each sequence or packed document by itself. transformers compares only the
    totals of a batch, so one image too many in one record would hide one too few in another, and both would learn from the wrong image.
-3. `embed` puts text and connected features together; `read` runs the language model over them, padded or packed; the states from
-   which a target is predicted are all that the head needs to see (head).
+3. `embed` puts text and connected features together; `read` runs the language model over them, padded or packed, and gives the states
+   from which a target is predicted: all that the head needs to see, and the last block to compute (last_block).
 
 B sequences, T tokens, N images, P image tokens an image, D tower features, W width of the language model, S targets in the batch.
 """
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from transformers import LlavaForConditionalGeneration
 
+from model.architecture import last_block
 from model.architecture.packed import layout_of
 from model.batch import Batch
 from model.errors import DataError
@@ -94,11 +95,16 @@ def embed(model: LlavaForConditionalGeneration, batch: Batch, features: torch.Te
 
 
 def read(model: LlavaForConditionalGeneration, batch: Batch, embedded: torch.Tensor) -> torch.Tensor:
-    """Hidden states (B x T, W) of the language model over `embed`'s output."""
+    """Hidden states (S, W) of the language model over `embed`'s output, at the batch's sources."""
+    language = model.model.language_model
     given: dict[str, Any] = {}
-    if batch.documents:
-        given = {"layout": layout_of(batch), "position_ids": batch.positions}
+    layout = layout_of(batch)
+    if layout is not None:
+        given = {"layout": layout, "position_ids": batch.positions}
+    wanted = last_block.wanted_of(language, batch, layout)
     # No attention mask: padding stands on the right, where causal attention from a real token never looks, and without a mask
     # attention takes its fast causal kernel. No cache: transformers would attend over it, and not by the layout.
-    output = model.model.language_model(inputs_embeds=embedded, use_cache=False, **given)
-    return output.last_hidden_state.flatten(0, 1)
+    if wanted is not None:
+        given["wanted"] = wanted
+    states = language(inputs_embeds=embedded, use_cache=False, **given).last_hidden_state.flatten(0, 1)
+    return states if wanted is not None else states[batch.sources]

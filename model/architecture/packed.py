@@ -79,7 +79,7 @@ def layout_of(batch: Batch) -> Layout | None:
     if device.type == "cuda":
         return Layout(blocks=block_mask(batch.documents, length, device))
     documents = batch.documents if length == end else (*batch.documents, Document(end, length - end))
-    return Layout(documents, tuple(_branch_mask(document) for document in documents))
+    return Layout(documents, tuple(branch_mask(document) for document in documents))
 
 
 def attend(
@@ -166,7 +166,8 @@ def _flex() -> Callable[..., torch.Tensor]:
     return compiled
 
 
-def _branch_mask(document: Document) -> torch.Tensor | None:
+def branch_mask(document: Document) -> torch.Tensor | None:
+    """(branches, trunk + branches) bool: where each token of a branch may look; None without branches."""
     if not document.branches:
         return None
     tokens = sum(document.branches)

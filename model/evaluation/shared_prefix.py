@@ -1,8 +1,8 @@
 """One image, all its questions: the prefix is computed once, and its questions are answered side by side from one cache.
 
 The journey of a batch:
-1. Each distinct prefix (what stands before the questions, up to the last image) passes the language model once. Its keys and values
-   stay for as long as the batch, or the next one, asks about it.
+1. Each distinct prefix (what stands before the questions, up to the last image) passes the language model once, the last block as far
+   as its keys and values. These stay for as long as the batch, or the next one, asks about it.
 2. Up to `BRANCHES` questions of a prefix share a *row*. A row's keys and values are those of the prefix, written once, and behind them
    the tokens of its questions and of their answers as they come. Nothing is copied again: a cache that grows by concatenation would
    copy all of it for every token, which took half of the time.
@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
+from model.architecture import last_block
 from model.architecture.assembly import Assistant
 from model.errors import DivergedError
 from model.evaluation.question import Question
@@ -46,6 +47,8 @@ class SharedPrefix:
 
     def __init__(self, assistant: Assistant, end_id: int, pad_id: int, max_new_tokens: int) -> None:
         self._assistant, self._end, self._pad, self._longest = assistant, end_id, pad_id, max_new_tokens
+        self._language = assistant.model.model.language_model
+        last_block.install(self._language)
         self._prefixes: dict[Any, list[tuple[torch.Tensor, torch.Tensor]]] = {}
 
     @torch.inference_mode()
@@ -92,7 +95,7 @@ class SharedPrefix:
             embeddings[(ids == self._assistant.image_token_id) & real] = torch.cat(seen).to(embeddings.dtype)
         # Padding stands on the right, where causal attention never looks: no mask, and the fast kernel.
         cache = DynamicCache()
-        self._assistant.model.model.language_model(inputs_embeds=embeddings, past_key_values=cache, use_cache=True)
+        self._language(inputs_embeds=embeddings, past_key_values=cache, use_cache=True, keys_alone=True)
         for row, key in enumerate(keys):
             length = len(key[1])
             self._prefixes[key] = [(layer.keys[row, :, :length], layer.values[row, :, :length]) for layer in cache.layers]

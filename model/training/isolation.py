@@ -1,8 +1,8 @@
 """Proof on a run's first batch that a packed row is as many rows: what one document learns cannot depend on another's inputs.
 
-1. `check` takes the last document that something stands before, and in it the last branch: what it computes is added up and
-   differentiated with respect to all inputs of the row. Of every position that it may see some gradient must come back, and of every
-   other one exactly none. In a causal model leaks run forwards, so the last one would show them all.
+1. `check` takes the last state of the row that a target is predicted from, and differentiates it with respect to all inputs of the
+   row. Of the document and branch that it stands in some gradient must come back, and of every other position exactly none. In a
+   causal model leaks run forwards, so the last one would show them all.
 2. `text_share` counts the targets that are the assistant's text or the token that ends it.
 """
 
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from model.architecture.packed import allowed
 from model.batch import Batch
 from model.errors import InternalError
 
@@ -33,19 +34,20 @@ def check(batch: Batch, inputs: torch.Tensor, states: torch.Tensor) -> int:
     Args:
         batch: Packed.
         inputs: (1, T, W), requiring a gradient.
-        states: (T, W), computed from them.
+        states: (S, W) at the batch's sources, computed from them.
 
     Returns:
         Number of positions that must not be seen, and are not.
 
     Raises:
-        InternalError: One of them is seen; or one that must be seen is not, and the probe proves nothing.
+        InternalError: One of them is seen; or none that must be seen is, and the probe proves nothing.
     """
-    document = batch.documents[-1]
-    own = torch.zeros(inputs.shape[1], dtype=torch.bool, device=inputs.device)
-    own[document.start : document.start + document.trunk] = True
-    own[document.end - (document.branches[-1] if document.branches else 0) : document.end] = True
-    (gradient,) = torch.autograd.grad(states[document.end - 1].float().square().sum(), inputs)
+    last = int(batch.sources.argmax())
+    document, branch = allowed(batch.documents, inputs.shape[1])
+    place = int(batch.sources[last])
+    own = (document == document[place]) & ((branch == 0) | (branch == branch[place]))
+    own = own.to(inputs.device)
+    (gradient,) = torch.autograd.grad(states[last].float().square().sum(), inputs)
     strength = gradient[0].abs().amax(dim=-1)
     leaked, missed = int((strength[~own] != 0).sum()), int((strength[own] == 0).sum())
     if leaked:

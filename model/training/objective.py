@@ -75,7 +75,7 @@ class AnswerObjective:
         network, batch = self._assistant.model, self._given(micro)
         with self._computing():
             states = read(network, batch, embed(network, batch, batch.pixel_values, self._everywhere))
-            return head.loss_sum(network.lm_head, states[batch.sources], batch.targets)
+            return head.loss_sum(network.lm_head, states, batch.targets)
 
     def measures(self, step: StepPlan) -> Mapping[str, float]:
         """Numbers of a step.

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from model.architecture import fused, packed
+from model.architecture import fused, last_block, packed
 from model.architecture.assembly import Assistant
 from model.config import Packing, Stage, Strategy, TrainSlice
 from model.errors import ConfigError
@@ -43,6 +43,7 @@ def speed_up(assistant: Assistant, piece: TrainSlice, device: torch.device) -> i
         packed.install(language, piece.model.context_tokens)
     if device.type == "cpu":
         fused.keep_freed_memory()
+        last_block.install(language)
         if stage.strategy is Strategy.DDP:
             fused.install(language)
         return 0

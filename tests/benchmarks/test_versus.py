@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -92,24 +94,36 @@ def test_loss_on_image_placeholders_is_counted(packed):
     assert found["loss_on_image"] == 8
 
 
-def test_the_price_of_starting_cancels_out_of_a_slope():
-    def cost(start, documents):
-        return {
-            "user_seconds": start + 2.0 * documents,
-            "system_seconds": 0.5 * documents,
-            "wall_seconds": documents,
-            "peak_mib": 7.0,
-        }
+def finished(start: float, documents: Sequence[int], each: float) -> dict[str, Any]:
+    """What a run wrote: a price of starting, a dear first step, then every document for the same."""
+    stamps = [
+        {"documents": done, "cpu_seconds": start + 9.0 * (done > 0) + each * done, "wall_seconds": 2 * each * done, "flops": 0.0}
+        for done in documents
+    ]
+    return {"stamps": stamps, "peak_mib": 7.0}
 
-    pairs = [{"small": cost(start, 4), "large": cost(start, 12)} for start in (10, 90, 50)]
-    row = tables.row("ours", 8, pairs, {})
+
+def test_the_price_of_starting_and_of_the_first_step_is_in_no_slope():
+    row = tables.row("ours", [finished(start, (0, 4, 8, 20), 2.5) for start in (10, 90, 50)], {})
     assert row["documents_per_cpu_second"] == pytest.approx(1 / 2.5)
     assert row["least"] == pytest.approx(row["largest"])
+    assert row["documents_measured"] == 48
+
+
+def test_too_few_steps_are_refused():
+    with pytest.raises(ValueError, match="2 stamps are too few"):
+        tables.slope(finished(0, (0, 4), 1.0), "cpu_seconds")
+
+
+def test_documents_are_counted_in_padded_and_in_packed_batches(packed):
+    _, inputs, apart = packed
+    assert jobs.documents_in({"input_ids": torch.zeros(3, 5)}) == 3
+    assert jobs.documents_in(inputs) == 2
+    assert jobs.documents_in({"input_ids": inputs["input_ids"], "attention_mask": apart}) == 2
 
 
 def test_a_contender_that_failed_keeps_its_row_and_its_reason():
-    row = tables.row(tables.REFERENCE, 1, [{size: dict.fromkeys(("user_seconds", "system_seconds", "wall_seconds", "peak_mib"), value)
-                                            for size, value in (("small", 1.0), ("large", 2.0))}], {})  # fmt: skip
+    row = tables.row(tables.REFERENCE, [finished(0, (0, 1, 2, 3), 2.0)], {})
     text = tables.markdown("title", [row, {"label": "other", "failed": "not run: refused"}])
     assert "| other | | | | | | | | | not run: refused |" in text
     assert f"| {tables.REFERENCE} | 0.500 | 0.500 - 0.500 | 1.00 |" in text

@@ -9,6 +9,7 @@ import pytest
 from components.platform import reference
 from components.preflight import step as preflight
 from model import recipe
+from model.errors import ConfigError
 from tests.pipelines import micro
 
 
@@ -75,3 +76,35 @@ def test_gpus_that_are_not_there_end_with_78(check, monkeypatch):
 def test_more_workers_than_processors_is_only_a_note(check, happened):
     check(micro.recipe(resources={"workers": 999}).model_dump_json())
     assert "note" in happened()
+
+
+def test_no_step_alone_may_cost_more_than_the_whole_budget():
+    wanted = micro.recipe(resources={"workers": 4, "gpus_per_worker": 1, "deadline_hours": 24})
+    slices = recipe.slices(wanted)
+    preflight.within(slices, wanted.resources, "40")
+    assert {
+        name: piece["resources"]["deadline_hours"] for name, piece in slices.items() if "resources" in piece
+    } == dict.fromkeys(("evaluate", "align", "instruct", "task"), 10.0)
+    untouched = recipe.slices(wanted)
+    preflight.within(untouched, wanted.resources, "4000")
+    assert untouched == recipe.slices(wanted)
+    for name, piece in slices.items():
+        assert recipe.key_content(piece) == recipe.key_content(untouched[name]), "a budget must not train anything again"
+
+
+@pytest.mark.parametrize("budget", ["lots", "-1", "0", "nan", "inf"])
+def test_a_budget_that_is_no_number_ends_with_78(budget):
+    wanted = micro.recipe()
+    with pytest.raises(ConfigError, match="budget"):
+        preflight.within(recipe.slices(wanted), wanted.resources, budget)
+
+
+def test_what_a_worker_asks_for_is_handed_out_in_kubernetes_words(check):
+    slices = check(micro.recipe(resources={"cpus_per_worker": 1.5, "memory_gib": 2}).model_dump_json())
+    assert (slices.cpu, slices.memory, slices.gpus) == ("1500m", "2048Mi", "0")
+    assert slices.node_selector == {"biovlm.io/pool": "cpu"}
+
+
+def test_a_pool_that_there_is_not_ends_with_78(check):
+    letter = check(micro.recipe(resources={"pool": "h1000"}).model_dump_json())
+    assert (letter.exit_code, "did you mean `h100`" in letter.message) == (78, True)

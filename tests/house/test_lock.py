@@ -17,7 +17,15 @@ ENTRY = re.compile(
 )
 ROOMS = {"installer", "torch", "cuda", "lock", "source"}
 # Imported under another name than the one it is installed by, or brought on purpose by a declared package.
-BROUGHT_BY = {"pyarrow": "ray", "s3fs": "dvc", "fsspec": "dvc", "botocore": "boto3", "kfp-server-api": "kfp", "click": "typer"}
+BROUGHT_BY = {
+    "pyarrow": "ray",
+    "s3fs": "dvc",
+    "fsspec": "dvc",
+    "botocore": "boto3",
+    "kfp-server-api": "kfp",
+    "click": "typer",
+    "urllib3": "kfp",
+}
 
 
 @pytest.fixture(scope="module")

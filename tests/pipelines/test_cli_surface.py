@@ -9,7 +9,17 @@ from pipelines.cli import app
 SURFACE = {
     "run": {"--recipe", "-r", "--data", "--set", "--json"},
     "plan": {"--recipe", "-r", "--data", "--set", "--json"},
-    "compile": {"--out"},
+    "compile": {"--out", "--launcher-image", "--train-image"},
+    "submit": {"--recipe", "-r", "--data", "--set", "--budget", "--package", "--wait", "--logs", "--json"},
+    "status": {"run", "--last", "--wait", "--logs", "--json"},
+    "stop": {"run"},
+    "retry": {"run", "--wait", "--logs", "--json"},
+    "reap": {"--json"},
+    "schedule apply": {"file", "--prune"},
+    "schedule diff": {"file", "--json"},
+    "schedule list": {"--json"},
+    "schedule pause": {"file"},
+    "schedule resume": {"file"},
     "data build": {"--json"},
     "data import": {"name", "--path", "--json"},
     "data check": {"name", "--revision", "--json"},
@@ -21,7 +31,7 @@ SURFACE = {
     "registry history": {"name", "--json"},
     "lineage show": {"model", "--json"},
     "lineage verify": {"model", "--json"},
-    "doctor": {"--json"},
+    "doctor": {"--cluster", "--recipe", "-r", "--budget", "--json"},
     "schema": set(),
 }
 

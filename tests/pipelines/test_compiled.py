@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from pipelines import biovlm
+from components.platform.retries import MOST_OVER_ALL
+from pipelines import biovlm, engine, pods, runs
+from pipelines.pods import Images
 from pipelines.summary import STEPS
 
 
@@ -55,3 +57,109 @@ def test_components_install_nothing_and_call_our_package():
         text = " ".join(map(str, [*executor["container"]["command"], *executor["container"].get("args", ())]))
         assert "pip install" not in text
         assert ".step import run" in text
+
+
+# ------------------------------------------------------------------------------------- what the pods need on a cluster
+
+DIGEST = "a" * 64
+IMAGES = Images(f"registry.example/launcher@sha256:{DIGEST}", f"registry.example/train@sha256:{DIGEST}")
+HEAVY = {"align", "instruct", "task", "evaluate", "champion"}
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory):
+    """Both documents, compiled for a cluster."""
+    path = tmp_path_factory.mktemp("compiled") / "cluster.yaml"
+    biovlm.compile_to(path, IMAGES)
+    return documents(path)
+
+
+@pytest.fixture(scope="module")
+def steps(package):
+    """Name of a step -> its task, component, container and pod settings."""
+    spec, platform = package
+    pods = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    found = {}
+    for task in spec["root"]["dag"]["tasks"].values():
+        component = spec["components"][task["componentRef"]["name"]]
+        label = component["executorLabel"]
+        container = spec["deploymentSpec"]["executors"][label]["container"]
+        found[task["taskInfo"]["name"]] = (task, component, container, pods[label])
+    return found
+
+
+def test_the_names_of_the_tasks_are_those_that_a_run_is_shown_by(tasks):
+    assert {name: task["taskInfo"]["name"] for name, task in tasks.items()} == runs.TASKS
+
+
+def test_every_step_runs_in_the_launcher_image_by_digest_and_names_the_train_image(steps):
+    for task, _, container, _ in steps.values():
+        assert container["image"] == IMAGES.launcher, task["taskInfo"]
+        assert {"name": "BIOVLM_TRAIN_IMAGE", "value": IMAGES.train} in container["env"]
+
+
+def test_what_a_worker_asks_for_is_passed_on_and_never_asked_for_the_launcher(steps):
+    fields = {
+        "RESOURCES",
+        "KUBERNETES_TOLERATIONS",
+        "KUBERNETES_NODE_SELECTOR",
+        "KUBERNETES_AFFINITY",
+        "KUBERNETES_VOLUMES",
+        "ENV",
+    }
+    for name, (_, component, container, pod) in steps.items():
+        passed = {entry["field"]: entry.get("applyToTask", False) for entry in component.get("taskConfigPassthroughs", ())}
+        if name in HEAVY:
+            assert passed == dict.fromkeys(fields, False) | {"ENV": True}, name
+            assert set(container["resources"]) >= {"accelerator", "resourceCpuLimit", "resourceMemoryLimit"}
+            assert {"nodeSelector", "tolerations"} <= set(pod)
+        else:
+            assert (passed, "resources" in container, {"nodeSelector", "tolerations"} & set(pod)) == ({}, False, set()), name
+
+
+def test_only_the_launchers_of_heavy_work_are_started_again_and_at_most_three_times_in_all(steps):
+    for name, (task, *_) in steps.items():
+        retries = task.get("retryPolicy", {}).get("maxRetryCount", 0)
+        assert retries == (MOST_OVER_ALL - 1 if name in HEAVY else 0), name
+    assert MOST_OVER_ALL == 3
+
+
+def test_every_pod_has_an_end_a_user_that_is_not_root_and_knows_who_it_is(steps):
+    for name, (_, _, container, pod) in steps.items():
+        assert 0 < int(pod["activeDeadlineSeconds"]) <= 14 * 24 * 3600, name
+        assert pod["securityContext"] == {"runAsUser": "10001", "runAsGroup": "10001", "runAsNonRoot": True}
+        assert {entry["name"]: entry["fieldPath"] for entry in pod["fieldPathAsEnv"]} == pods.POD
+        assert {"name": "BIOVLM_KFP_RUN_ID", "value": "{{$.pipeline_job_uuid}}"} in container["env"]
+        assert pod["podMetadata"]["labels"]["biovlm.io/step"] == name
+
+
+def test_secrets_are_named_and_hold_what_is_secret_and_nothing_else_does(steps, package):
+    for *_, container, pod in steps.values():
+        secret = {key["envVar"] for entry in pod["secretAsEnv"] for key in entry["keyToEnv"]}
+        plain = {entry["name"] for entry in container["env"]}
+        plain |= {key["envVar"] for entry in pod["configMapAsEnv"] for key in entry["keyToEnv"]}
+        assert secret == {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"}
+        assert not [name for name in plain - secret if any(word in name for word in ("KEY", "PASSWORD", "TOKEN"))]
+        needed = next(entry for entry in pod["configMapAsEnv"] if not entry.get("optional"))
+        assert {key["envVar"] for key in needed["keyToEnv"]} == {"BIOVLM_STORE", "MLFLOW_TRACKING_URI"}
+
+
+def test_no_branch_depends_on_the_text_of_an_output(package):
+    """kfp.local puts such a text into Python's `eval`, and counts what it cannot resolve as False."""
+    spec = package[0]
+    tasks = [
+        *spec["root"]["dag"]["tasks"].values(),
+        *(t for c in spec["components"].values() for t in c.get("dag", {}).get("tasks", {}).values()),
+    ]
+    assert not [task for task in tasks if "triggerPolicy" in task or "iterator" in str(task.keys()).lower()]
+
+
+def test_on_this_machine_every_step_is_tried_once():
+    spec = next(iter(yaml.load_all(engine.once(biovlm.COMPILED.read_text()), Loader=yaml.CSafeLoader)))
+    kept = documents(biovlm.COMPILED)[0]
+    assert "retryPolicy" in str(kept)
+    assert "retryPolicy" not in str(spec)
+    for task in kept["root"]["dag"]["tasks"].values():
+        task.pop("retryPolicy", None)
+    spec.pop("sdkVersion")
+    assert spec == kept

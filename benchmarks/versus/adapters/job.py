@@ -1,12 +1,14 @@
-"""What all adapters share: the job, the dump of token ids, executed FLOPs, the audit of a packed batch. Runs in every environment.
+"""What all adapters share: the job, the dump of token ids, stamps at steps, the audit of a packed batch. Runs in every environment.
 
 A job is a JSON file, written by `benchmarks.versus.runs`; the adapter writes `result.json` and, asked to, `dump.jsonl` into its folder.
+A *stamp* is taken at a boundary between two steps: documents done, processor seconds of the process, wall seconds, executed FLOPs.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +25,7 @@ class Job:
     """What to do, in one environment."""
 
     mode: str
-    """`dump` token ids, `train` (`warm` where it only fills a cache), `flops` (train and count), or `audit` the first batch."""
+    """`dump` token ids, `train` (`warm` where it only fills a cache), `flops` (train and count them), or `audit` the first batch."""
     llava: str
     """Folder of the assembled model."""
     documents: str
@@ -49,6 +51,8 @@ class Job:
     """For ours: further fields of the stage."""
     cache: str = ""
     """For ours: folder of the feature cache; empty for none."""
+    most_steps: int = 0
+    """For the peers: end after so many steps; 0 for none."""
 
     @property
     def folder(self) -> Path:
@@ -89,7 +93,22 @@ def peak_mib() -> float:
     return int(status["VmHWM"].split()[0]) / 1024
 
 
-def run_training(job: Job, train: Callable[[], Any]) -> None:
+class Stamps:
+    """Costs at the boundaries between steps."""
+
+    def __init__(self) -> None:
+        self.taken: list[dict[str, float]] = []
+        self.counter: Any = None
+        """torch's FLOP counter, where FLOPs are asked for."""
+
+    def take(self, documents: int) -> None:
+        """One, with how many documents have been learned from so far."""
+        flops = float(self.counter.get_total_flops()) if self.counter else 0.0
+        cost = {"cpu_seconds": time.process_time(), "wall_seconds": time.perf_counter(), "flops": flops}
+        self.taken.append({"documents": documents, **cost})
+
+
+def run_training(job: Job, stamps: Stamps, train: Callable[[], Any]) -> None:
     """Train, or train and count; FLOPs of attention are those of whole squares, as torch counts them, in all frameworks alike."""
     if job.mode != "flops":
         train()
@@ -108,11 +127,38 @@ def run_training(job: Job, train: Callable[[], Any]) -> None:
         aten._scaled_dot_product_flash_attention_for_cpu: forward,
         aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
     }
-    with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
+    with FlopCounterMode(display=False, custom_mapping=mapping) as stamps.counter:
         train()
-    total = counter.get_total_flops()
-    by_operator = {str(name): int(n) for name, n in counter.get_flop_counts().get("Global", {}).items()}
-    (job.folder / "flops.json").write_text(json.dumps({"flops": int(total), "by_operator": by_operator}))
+
+
+def stamp_steps(job: Job, trainable: Callable[[Any], int]) -> Stamps:
+    """From now on transformers' Trainer takes a stamp before every step, and the process ends after `most_steps` of them.
+
+    Args:
+        job: What is being done.
+        trainable: Of a model, the number of weights that learn.
+    """
+    import transformers
+
+    stamps, step, done = Stamps(), transformers.Trainer.training_step, 0
+
+    def training_step(self: Any, model: Any, inputs: Any, *rest: Any, **more: Any) -> Any:
+        nonlocal done
+        stamps.take(done)
+        if job.most_steps and len(stamps.taken) > job.most_steps:
+            write_result(job, trainable=trainable(model), stamps=stamps.taken)
+            raise SystemExit(0)
+        done += documents_in(inputs)
+        return step(self, model, inputs, *rest, **more)
+
+    transformers.Trainer.training_step = training_step
+    return stamps
+
+
+def documents_in(inputs: Mapping[str, Any]) -> int:
+    """Documents of a batch: its rows, or those that stand in its one packed row."""
+    rows = int(inputs["input_ids"].shape[0])
+    return len(_starts(inputs)) if rows == 1 else rows
 
 
 def trainable_weights(model: Any) -> int:

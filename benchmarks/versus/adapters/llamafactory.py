@@ -22,6 +22,7 @@ from benchmarks.versus.adapters.job import (
     read_documents,
     read_job,
     run_training,
+    stamp_steps,
     trainable_weights,
     write_result,
 )
@@ -105,8 +106,9 @@ def main() -> None:
     workflow.CustomSeq2SeqTrainer = trainer
     if job.mode == "audit":
         audit_first_batch(job)
-    run_training(job, lambda: run_exp(arguments(job)))
-    write_result(job, trainable=trainable_weights(models[0]))
+    stamps = stamp_steps(job, trainable_weights)
+    run_training(job, stamps, lambda: run_exp(arguments(job)))
+    write_result(job, trainable=trainable_weights(models[0]), stamps=stamps.taken)
 
 
 if __name__ == "__main__":

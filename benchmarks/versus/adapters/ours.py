@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmarks.versus import models
-from benchmarks.versus.adapters.job import TARGETS, Job, dump, read_job, run_training, write_result
+from benchmarks.versus.adapters.job import TARGETS, Job, Stamps, dump, read_job, run_training, write_result
 from model.architecture.assembly import build
 from model.architecture.features import Disk
 from model.config import TrainSlice
@@ -52,6 +53,19 @@ def stage_inputs(job: Job) -> StageInputs:
     return StageInputs({SET: Path(job.dataset)}, bases, feature_cache=disk)
 
 
+class Stamping(LineReporter):
+    """Takes a stamp at the end of every step."""
+
+    def __init__(self, path: Path, stamps: Stamps) -> None:
+        super().__init__(path)
+        self._stamps, self._done = stamps, 0
+
+    def metrics(self, step: int, total: int, values: Mapping[str, float]) -> None:
+        self._done += int(values["examples"])
+        self._stamps.take(self._done)
+        super().metrics(step, total, values)
+
+
 def main() -> None:
     """Do the job."""
     job = read_job()
@@ -62,9 +76,10 @@ def main() -> None:
         learned = examples(whole.stage.data, {SET: open_dataset(inputs.sets[SET])}, prompter, whole.model.context_tokens)
         dump(job, (e.record_id for e in learned), ((e.input_ids, e.labels) for e in learned))
         return
-    reporter = LineReporter(job.folder / "metrics.jsonl")
-    run_training(job, lambda: run_stage(whole, inputs, job.folder / "work", job.folder / "checkpoint", reporter))
-    write_result(job)
+    stamps = Stamps()
+    reporter = Stamping(job.folder / "metrics.jsonl", stamps)
+    run_training(job, stamps, lambda: run_stage(whole, inputs, job.folder / "work", job.folder / "checkpoint", reporter))
+    write_result(job, stamps=stamps.taken)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from benchmarks.versus.adapters.job import (
     read_documents,
     read_job,
     run_training,
+    stamp_steps,
     trainable_weights,
     write_result,
 )
@@ -89,8 +90,9 @@ def main() -> None:
         return
     if job.mode == "audit":
         audit_first_batch(job)
-    run_training(job, run.run)
-    write_result(job, trainable=trainable_weights(run.model))
+    stamps = stamp_steps(job, trainable_weights)
+    run_training(job, stamps, run.run)
+    write_result(job, trainable=trainable_weights(run.model), stamps=stamps.taken)
 
 
 if __name__ == "__main__":

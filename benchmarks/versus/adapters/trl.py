@@ -17,6 +17,7 @@ from benchmarks.versus.adapters.job import (
     read_documents,
     read_job,
     run_training,
+    stamp_steps,
     trainable_weights,
     write_result,
 )
@@ -66,8 +67,9 @@ def main() -> None:
         return
     if job.mode == "audit":
         audit_first_batch(job)
-    run_training(job, trainer.train)
-    write_result(job, trainable=trainable_weights(trainer.model))
+    stamps = stamp_steps(job, trainable_weights)
+    run_training(job, stamps, trainer.train)
+    write_result(job, trainable=trainable_weights(trainer.model), stamps=stamps.taken)
 
 
 if __name__ == "__main__":

@@ -76,19 +76,17 @@ def decide(job: dict[str, Any], digest: str, result: Result | None) -> Verdict:
             f"there is a RayJob {metadata['name']} of another spec: its digest is {theirs[:12]}, ours {digest[:12]}",
             "look who made it; delete it if nobody needs it, or give the run another id",
         )
-    before = _number(metadata, BEFORE, 0)
-    if metadata.get("deletionTimestamp"):
-        return Verdict(Way.LET_GO, before)
+    before, going = _number(metadata, BEFORE, 0), metadata.get("deletionTimestamp")
     end = step(Memory(), look_of(job), 0.0, FOREVER).end
     if end is None or end.state is State.DONE or end.code in NEVER_RETRIED or _final(result):
-        return Verdict(Way.ADOPT, before)
+        return Verdict(Way.LET_GO if going else Way.ADOPT, before)
     used = before + _tries(job, end, result)
     if used >= MOST_OVER_ALL:
         raise RefusedError(
             f"the RayJob {metadata['name']} failed; the step was tried {used} times over all layers, {MOST_OVER_ALL} are allowed",
             "see what its pods died of; a new run counts anew and goes on from the last checkpoint",
         )
-    return Verdict(Way.REPLACE, used)
+    return Verdict(Way.LET_GO if going else Way.REPLACE, used)
 
 
 def _final(result: Result | None) -> bool:

@@ -23,6 +23,7 @@ from components.platform.kuberay.client import Cluster, Object
 from components.platform.kuberay.reaper import Leftover, RunState, leftovers, run_of
 from components.platform.kuberay.site import Site
 from components.platform.retries import MOST_OVER_ALL
+from components.platform.settings import Settings
 from model.errors import BiovlmError, ConfigError, ExitCode, InternalError
 
 Tell = Callable[[str], None]
@@ -105,7 +106,7 @@ class KubeRay:
             body = manifest.ray_job(work, name, pool, self._site, before)
             job_name = str(body["metadata"]["name"])
             if self._cluster.create(body):
-                tell(f"RayJob {job_name} is created in the queue {pool.queue}")
+                tell(f"RayJob {job_name} is created in the queue {pool.queue}: {_most(work, pool)}")
                 return job_name
             if (job := self._cluster.read(job_name)) is None:
                 continue
@@ -118,7 +119,7 @@ class KubeRay:
             if verdict.way is Way.REPLACE:
                 tell(f"RayJob {job_name} failed; try {verdict.before + 1} of {MOST_OVER_ALL} follows")
                 self._cluster.delete(job)
-            before = verdict.before
+            before = max(before, verdict.before)
             self._sleep(LOOK_AGAIN)
         raise InternalError(
             f"the RayJob {job_name} of the attempt before is still being deleted after {GONE_SECONDS / 60:.0f} min",
@@ -156,6 +157,19 @@ class KubeRay:
             self._cluster.delete(leftover.job)
             names.append(str(leftover.job["metadata"]["name"]))
         return names
+
+
+def connected(settings: Settings, environment: Mapping[str, str] | None = None) -> KubeRay:
+    """The back end for the cluster that this process is in, or that its kubeconfig names. Errors as `Site.from_environment`."""
+    site = Site.from_environment(environment)
+    return KubeRay(site, pools.load(settings.pools), Cluster(site.namespace))
+
+
+def _most(work: HeavyWork, pool: pools.Pool) -> str:
+    """What it takes at most."""
+    wanted = work.resources
+    dollars = pools.cost_usd(pool, wanted.workers * wanted.gpus_per_worker, wanted.deadline_hours)
+    return f"{wanted.workers} workers for at most {wanted.deadline_hours:g} h, {dollars:,.0f} USD of GPUs"
 
 
 def _past_maximum(job: Object, pool: pools.Pool) -> str:

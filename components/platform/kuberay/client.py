@@ -47,6 +47,10 @@ def connect() -> Any:
     return kubernetes.client.ApiClient(configuration)
 
 
+class _Conflict(Exception):
+    """Someone changed the object since it was read."""
+
+
 class Cluster:
     """RayJobs of one namespace.
 
@@ -73,16 +77,16 @@ class Cluster:
         self._objects: Any = None
 
     def create(self, body: Object) -> bool:
-        """Start the RayJob; False if there is one of its name. Errors as `_call`."""
+        """Start the RayJob; False if there is one of its name. MissingInputError: no KubeRay, or no such namespace. Errors as `_call`."""
         try:
             self._call(
                 "create the RayJob",
                 lambda api: self._rayjobs(api.create_namespaced_custom_object, body, field_validation="Strict"),
             )
         except kubernetes.client.ApiException as error:
-            if error.status != 409:
-                raise
-            return False
+            if error.status == 409:
+                return False
+            raise self._not_installed(error) from None
         return True
 
     def read(self, name: str) -> Object | None:
@@ -90,8 +94,13 @@ class Cluster:
         return self._found("read the RayJob", lambda api: self._rayjobs(api.get_namespaced_custom_object, name))
 
     def jobs(self, selector: str) -> list[Object]:
-        """RayJobs with these labels. Errors as `_call`."""
-        answer = self._call("list RayJobs", lambda api: self._rayjobs(api.list_namespaced_custom_object, label_selector=selector))
+        """RayJobs with these labels. Errors as `create`."""
+        try:
+            answer = self._call(
+                "list RayJobs", lambda api: self._rayjobs(api.list_namespaced_custom_object, label_selector=selector)
+            )
+        except kubernetes.client.ApiException as error:
+            raise self._not_installed(error) from None
         return list(answer["items"])
 
     def delete(self, job: Object) -> None:
@@ -109,14 +118,17 @@ class Cluster:
             if any(known["uid"] == owner["uid"] for known in owners):
                 return
             patch = {"metadata": {"resourceVersion": metadata["resourceVersion"], "ownerReferences": [*owners, owner]}}
-            try:
-                self._found(
-                    "own the RayJob", lambda api, body=patch: self._rayjobs(api.patch_namespaced_custom_object, name, body)
-                )  # type: ignore[misc]
+            with contextlib.suppress(_Conflict):
+                self._patch(name, patch)
                 return
-            except kubernetes.client.ApiException as error:
-                if error.status != 409:
-                    raise
+
+    def _patch(self, name: str, patch: Object) -> None:
+        try:
+            self._found("own the RayJob", lambda api: self._rayjobs(api.patch_namespaced_custom_object, name, patch))
+        except kubernetes.client.ApiException as error:
+            if error.status == 409:
+                raise _Conflict from None
+            raise
 
     def looks(self, name: str) -> Iterator[Object | None]:
         """The RayJob now, and whenever it changed or `watch_seconds` passed; None when it is gone. Errors as `_call`."""
@@ -153,8 +165,7 @@ class Cluster:
                     self._api().get_cluster_custom_object(KUEUE_GROUP, version, "clusterqueues", local["spec"]["clusterQueue"])
                 )
             except kubernetes.client.ApiException as error:
-                missing = error.status == 404 and f'"{queue}"' in (error.body or "")
-                if missing:
+                if error.status == 404 and f"localqueues.{KUEUE_GROUP}" in (error.body or ""):
                     message = f"there is no LocalQueue {queue} in the namespace {self.namespace}"
                     raise MissingInputError(message, "a pool's `queue` names one that infra/kubernetes installs") from None
             except BROKEN:
@@ -175,6 +186,13 @@ class Cluster:
         )
         for event in events:
             yield None if event["type"] == "DELETED" else event["object"]
+
+    def _not_installed(self, error: Any) -> BiovlmError:
+        said = " ".join((error.body or error.reason or "").split())[:200]
+        return MissingInputError(
+            f"the cluster knows no RayJobs in the namespace {self.namespace} ({error.status}): {said}",
+            "install KubeRay and the namespace as infra/README.md says",
+        )
 
     def _api(self) -> Any:
         if self._objects is None:

@@ -64,6 +64,7 @@ def ray_job(work: HeavyWork, name: str, pool: pools.Pool, site: Site, before: in
             "namespace": site.namespace,
             "labels": {**_labels(work, name, site), SPEC_DIGEST: digest, QUEUE: pool.queue, PRIORITY: pool.priority},
             "annotations": {
+                RUN_ID: work.run_id,
                 BEFORE: str(before),
                 ALLOWED: str(allowed),
                 "biovlm.io/key": work.key,

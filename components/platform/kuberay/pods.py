@@ -29,7 +29,7 @@ TMP_GIB = 10
 
 def head(site: Site, labels: Mapping[str, str], env: list[dict[str, Any]]) -> dict[str, Any]:
     """The headGroupSpec."""
-    size = _size(site.head_cpus, site.head_memory_gib + HEAD_SHM_GIB, TMP_GIB + site.scratch_gib)
+    size = _size(site.head_cpus, site.head_memory_gib + HEAD_SHM_GIB)
     template = _template(site, labels, "ray-head", size, HEAD_SHM_GIB, [*env, NO_GPU])
     template["spec"]["restartPolicy"] = "Never"
     template["spec"]["containers"][0]["ports"] = [
@@ -62,7 +62,7 @@ def workers(
         env: Environment of the container.
     """
     each, shm = layout.workers_per_pod, math.ceil(pool.shared_memory_gib)
-    size = _size(math.ceil(cpus * each), math.ceil(memory_gib * each) + shm, TMP_GIB + site.scratch_gib)
+    size = _size(math.ceil(cpus * each), math.ceil(memory_gib * each) + shm)
     if layout.gpus_per_pod and pool.accelerator:
         size[pool.accelerator] = str(layout.gpus_per_pod)
     watch = [{"name": "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "value": "1"}] if pool.spot else []
@@ -91,8 +91,9 @@ def workers(
     }
 
 
-def _size(cpus: int, memory_gib: int, disk_gib: int) -> dict[str, str]:
-    return {"cpu": str(cpus), "memory": f"{memory_gib}Gi", "ephemeral-storage": f"{disk_gib}Gi"}
+def _size(cpus: int, memory_gib: int) -> dict[str, str]:
+    """Disk is bounded by the volumes' limits: a resource that a queue does not hold, as disk rarely is, is never admitted by Kueue."""
+    return {"cpu": str(cpus), "memory": f"{memory_gib}Gi"}
 
 
 def _template(

@@ -35,24 +35,19 @@ def wanted_of(job: Object, resource: str) -> int:
 
 
 def _wanted(group: Object) -> dict[str, Decimal]:
-    """Requests of all pods of a group together, resource by resource, without those that Kueue is told to leave out."""
+    """Requests of all pods of a group together, resource by resource."""
     total: dict[str, Decimal] = {}
     for container in group["template"]["spec"]["containers"]:
         for resource, text in container["resources"]["requests"].items():
-            if resource != "ephemeral-storage":
-                total[resource] = total.get(resource, Decimal(0)) + parse_quantity(text) * group.get("replicas", 1)
+            total[resource] = total.get(resource, Decimal(0)) + parse_quantity(text) * group.get("replicas", 1)
     return total
 
 
 def _most(spec: Object, resource: str) -> Decimal | float | None:
     """The most of a resource that one flavor can give; infinite where it borrows without limit; None if no flavor has it."""
-    found = []
     borrows = bool(spec.get("cohortName") or spec.get("cohort"))
-    for group in spec.get("resourceGroups") or []:
-        for flavor in group["flavors"]:
-            for quota in flavor["resources"]:
-                if quota["name"] == resource:
-                    found.append(_room(quota, borrows))
+    flavors = [flavor for group in spec.get("resourceGroups") or [] for flavor in group["flavors"]]
+    found = [_room(quota, borrows) for flavor in flavors for quota in flavor["resources"] if quota["name"] == resource]
     return max(found) if found else None
 
 

@@ -14,6 +14,7 @@ from enum import StrEnum
 from model.errors import ConfigError
 
 RAY_VERSION = "2.60.0"
+SECRET = re.compile(r"KEY|TOKEN|PASSWORD|SECRET|CREDENTIAL", re.I)
 DIGEST = re.compile(r"^[\w.:/-]+@sha256:[0-9a-f]{64}$")
 ADDRESS = re.compile(r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9._=-]+)*$")
 
@@ -73,6 +74,11 @@ class Site:
         if missing := [name for name in needed if not env.get(name)]:
             raise ConfigError(f"KubeRay needs {', '.join(missing)}", "the launcher's pod gets them from infra/kubernetes")
         passed = sorted(name for name in env.get("BIOVLM_RAY_ENVIRONMENT", "").split(",") if name and name in env)
+        if secret := [name for name in passed if SECRET.search(name)]:
+            raise ConfigError(
+                f"BIOVLM_RAY_ENVIRONMENT names {secret[0]}, which looks like a secret; its value would stand in the RayJob",
+                "put it into a Secret and name that in BIOVLM_RAY_SECRETS",
+            )
         name, uid = env.get("BIOVLM_POD_NAME", ""), env.get("BIOVLM_POD_UID", "")
         return cls(
             namespace=env["BIOVLM_NAMESPACE"],

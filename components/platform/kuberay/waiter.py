@@ -259,7 +259,7 @@ def _past(memory: Memory, look: Look, limits: Limits) -> End | None:
     if memory.starting > limits.starting + limits.grace:
         return stuck(
             ExitCode.INTERNAL,
-            f"the RayJob has been {memory.state} for {_hours(memory.starting)} (status {look.deployment or 'empty'}), and KubeRay did not end it",
+            f"the RayJob has been {memory.state} for {_hours(memory.starting)} (status {look.deployment!r}), and KubeRay did not end it",
             f"likely {INFRASTRUCTURE}",
         )
     if memory.working > limits.working + limits.grace or memory.total > limits.total:

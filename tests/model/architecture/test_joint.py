@@ -43,7 +43,7 @@ def labels_of(batch: Batch) -> torch.Tensor:
 def logits_of(assistant: Assistant, batch: Batch, everywhere: bool = False) -> torch.Tensor:
     features = encode(assistant.model, batch.pixel_values)
     states = read(assistant.model, batch, embed(assistant.model, batch, features, everywhere))
-    return assistant.model.lm_head(states[batch.sources])
+    return assistant.model.lm_head(states)
 
 
 def test_a_mismatch_that_cancels_in_the_batch_is_refused(assistant: Assistant) -> None:

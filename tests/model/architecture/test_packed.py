@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -82,7 +83,7 @@ def features_of(assistant: Assistant, images: Sequence[Path]) -> torch.Tensor:
 def loss_of(assistant: Assistant, batch: Batch) -> torch.Tensor:
     check_joint(batch, assistant.image_token_id, IMAGE_TOKENS)
     states = read(assistant.model, batch, embed(assistant.model, batch, batch.pixel_values))
-    return head.loss_sum(assistant.model.lm_head, states[batch.sources], batch.targets)
+    return head.loss_sum(assistant.model.lm_head, states, batch.targets)
 
 
 def assert_same_gradients(first: nn.Module, second: nn.Module) -> None:
@@ -131,6 +132,7 @@ def test_the_reference_is_what_transformers_itself_computes(assistants: tuple[As
 def test_no_branch_and_no_document_feels_another(assistants: tuple[Assistant, Assistant]) -> None:
     _, together = assistants
     batch = pack(cases(together.image_token_id)["several images"], lambda paths: features_of(together, paths))
+    batch = replace(batch, sources=torch.arange(batch.num_tokens))
     inputs = embed(together.model, batch, batch.pixel_values).detach().requires_grad_()
     states = read(together.model, batch, inputs)
     document, branch = packed.allowed(batch.documents, inputs.shape[1])
@@ -148,7 +150,7 @@ def test_flex_attention_is_given_the_same_mask() -> None:
     length = 30
     generator = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(1, heads, length, 8, generator=generator) for heads in (4, 2, 2))
-    layout = packed.Layout(documents, tuple(packed._branch_mask(each) for each in documents))
+    layout = packed.Layout(documents, tuple(packed.branch_mask(each) for each in documents))
     ours, _ = packed.attend(nn.Module(), query, key, value, None, scaling=8**-0.5, layout=layout)
     blocks = packed.block_mask(documents, length, "cpu")
     theirs = flex_attention(query, key, value, block_mask=blocks, scale=8**-0.5, enable_gqa=True)

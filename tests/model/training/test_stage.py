@@ -44,7 +44,9 @@ def test_the_assistant_learns(inputs: StageInputs, tmp_path: Path) -> None:
     changes: dict[str, Any] = {"learning_rates": {"connector": 1e-2, "language_lora": 2e-2}, "epochs": 2}
     run_stage(piece("instruct", **changes), inputs, tmp_path / "work", tmp_path / "final", reporter)
     first, last = reporter.rows[0], reporter.rows[-1]
-    assert last["loss"] < first["loss"] - 0.1  # the untrained head, frozen, allows no more in so few steps
+    losses = [row["loss"] for row in reporter.rows]
+    # The untrained head, frozen, allows no more in so few steps; ten of them, since one holds as little as a single example.
+    assert sum(losses[-10:]) / 10 < first["loss"] - 0.1
     assert last["tokens_per_second"] > 0
     assert 0 <= last["padding_share"] < 0.3
     assert 0 < last["target_share"] < 1

@@ -1,0 +1,240 @@
+"""The controls of RayJobs on KubeRay (see mutations)."""
+
+from __future__ import annotations
+
+from benchmarks._controls_crash import Mutation
+
+MANIFEST, WAITER, BACK_END, ADOPTING, KILLED, PRESTOP = (
+    f"tests/components/test_kuberay{name}.py::test_" for name in ("_manifest", "_waiter", "", "_adopting", "_killed", "_prestop")
+)
+POOLS = "tests/components/test_pools.py::test_"
+HOME = "components/platform/kuberay"
+ROWS = f"{BACK_END}every_row_of_the_state_table"
+RESTRICTED = f"{MANIFEST}the_pods_keep_the_restricted_profile"
+CONTROLS = (
+    Mutation(
+        "RayJob: done is Complete and SUCCEEDED only",
+        f"{HOME}/waiter.py",
+        'case "Complete", "SUCCEEDED":',
+        'case "Complete", "SUCCEEDED" | "STOPPED":',
+        f"{WAITER}only_complete_and_succeeded_is_done",
+    ),
+    Mutation(
+        "RayJob: ValidationFailed is an end",
+        f"{HOME}/waiter.py",
+        'case "ValidationFailed", _:',
+        'case "NeverThis", _:',
+        f"{WAITER}a_job_that_is_over_ends_with_its_state_and_code",
+    ),
+    Mutation(
+        "RayJob: Retrying is no end",
+        f"{HOME}/waiter.py",
+        'case "Complete" | "Failed", _:',
+        'case "Complete" | "Failed" | "Retrying", _:',
+        f"{WAITER}it_never_ends_early",
+    ),
+    Mutation(
+        "RayJob: time in the queue is not work",
+        f"{HOME}/waiter.py",
+        "return replace(memory, queued=memory.queued + elapsed)",
+        "return replace(memory, working=memory.working + elapsed)",
+        f"{WAITER}time_in_the_queue_is_not_counted_as_work",
+    ),
+    Mutation(
+        "RayJob: the whole time is bounded",
+        f"{HOME}/waiter.py",
+        " or memory.total > limits.total:",
+        ":",
+        f"{WAITER}a_job_that_starts_for_ever_and_is_evicted_each_time_is_given_up",
+    ),
+    Mutation(
+        "RayJob: resubmissions are bounded",
+        f"{HOME}/waiter.py",
+        "if memory.starts > limits.starts:",
+        "if memory.starts > 10**6:",
+        f"{WAITER}a_job_whose_head_is_lost_again_and_again_is_given_up_but_evictions_are_free",
+    ),
+    Mutation(
+        "RayJob: what the job printed is not passed on",
+        f"{HOME}/waiter.py",
+        'look.reason not in ("", "AppFailed") else ""',
+        'look.reason else ""',
+        f"{WAITER}what_the_job_printed_is_not_passed_on",
+    ),
+    Mutation(
+        "RayJob: a result in the store is asked before a failure is declared",
+        f"{HOME}/backend.py",
+        "result if end.ask_result else lambda: None",
+        "lambda: None",
+        f"{ROWS}[failed after the work was done]",
+    ),
+    Mutation(
+        "RayJob: success without a result is a failure",
+        f"{HOME}/backend.py",
+        "    if end.state is waiter.State.DONE:\n        raise InternalError(",
+        "    if end.state is waiter.State.DONE:\n        return\n        raise InternalError(",
+        f"{ROWS}[succeeded without a result]",
+    ),
+    Mutation(
+        "RayJob: a job past its limits is deleted",
+        f"{HOME}/backend.py",
+        "if turn.end.delete and job:",
+        "if False:",
+        f"{BACK_END}a_job_past_its_limits_is_deleted",
+    ),
+    Mutation(
+        "RayJob: a quota that can never fit is refused",
+        f"{HOME}/quota.py",
+        "if amount > most:",
+        "if False:",
+        f"{BACK_END}a_quota_that_can_never_fit_fails_at_once",
+    ),
+    Mutation(
+        "RayJob: an existing one is adopted, not refused",
+        f"{HOME}/client.py",
+        "if error.status == 409:\n                return False",
+        "if error.status == -1:\n                return False",
+        f"{ADOPTING}a_later_attempt_adopts_the_job_and_owns_it_too",
+    ),
+    Mutation(
+        "RayJob: one of another spec is refused",
+        f"{HOME}/adopting.py",
+        "if theirs != digest:",
+        "if False:",
+        f"{ADOPTING}a_job_of_the_same_name_and_another_spec_is_refused_and_left",
+    ),
+    Mutation(
+        "RayJob: three tries over all layers",
+        f"{HOME}/adopting.py",
+        "if used >= MOST_OVER_ALL:",
+        "if used > MOST_OVER_ALL:",
+        f"{ADOPTING}all_layers_together_try_three_times",
+    ),
+    Mutation(
+        "RayJob: a failure that cannot change is tried once",
+        f"{HOME}/adopting.py",
+        " or result.exit_code in NEVER_RETRIED)",
+        ")",
+        f"{ADOPTING}a_failure_that_cannot_change_is_tried_once",
+    ),
+    Mutation(
+        "RayJob: a deletion names the very job",
+        f"{HOME}/client.py",
+        '{"preconditions": {"uid": job["metadata"]["uid"]}, "propagationPolicy"',
+        '{"propagationPolicy"',
+        f"{ADOPTING}a_deletion_spares_a_newer_job_of_the_same_name",
+    ),
+    Mutation(
+        "RayJob: its name does not change with the attempt",
+        f"{HOME}/manifest.py",
+        "spec = _spec(work, name, pool, site, 0)",
+        "spec = _spec(work, name, pool, site, before)",
+        f"{MANIFEST}the_name_is_of_the_run_and_the_spec_and_not_of_the_attempt",
+    ),
+    Mutation(
+        "RayJob: the name is the same for a launcher that was killed",
+        f"{HOME}/manifest.py",
+        'f"{work.run_id}\\n{spec_digest}".encode()',
+        'f"{work.run_id}\\n{spec_digest}{id(work)}".encode()',
+        f"{KILLED}a_killed_launcher_leaves_at_most_one_job_and_reap_removes_it",
+    ),
+    Mutation(
+        "RayJob: runs that are over are reaped",
+        f"{HOME}/reaper.py",
+        "if state is RunState.OVER:",
+        "if False:",
+        f"{ADOPTING}stop_deletes_the_jobs_of_one_run_and_reap_those_of_all_that_are_over",
+    ),
+    Mutation(
+        "RayJob: KubeRay does not retry",
+        f"{HOME}/manifest.py",
+        '"backoffLimit": 0,',
+        '"backoffLimit": 2,',
+        f"{MANIFEST}kuberay_never_retries_and_all_layers_together_try_three_times",
+    ),
+    Mutation(
+        "RayJob: Ray wants a token",
+        f"{HOME}/manifest.py",
+        '            "authOptions": {"mode": "token"},\n',
+        "",
+        f"{MANIFEST}the_job_says_its_deadlines_queue_priority_and_who_pays",
+    ),
+    Mutation(
+        "RayJob: addresses hold nothing for a shell",
+        f"{HOME}/manifest.py",
+        "if not ADDRESS.match(uri):",
+        "if False:",
+        f"{MANIFEST}bad_input_is_a_letter_before_anything_starts",
+    ),
+    Mutation(
+        "RayJob: no privilege escalation",
+        f"{HOME}/pods.py",
+        '"allowPrivilegeEscalation": False',
+        '"allowPrivilegeEscalation": True',
+        RESTRICTED,
+    ),
+    Mutation("RayJob: no capabilities", f"{HOME}/pods.py", '"capabilities": {"drop": ["ALL"]}', '"capabilities": {}', RESTRICTED),
+    Mutation(
+        "RayJob: read-only root",
+        f"{HOME}/pods.py",
+        '"readOnlyRootFilesystem": True',
+        '"readOnlyRootFilesystem": False',
+        RESTRICTED,
+    ),
+    Mutation(
+        "RayJob: no service account token",
+        f"{HOME}/pods.py",
+        '"automountServiceAccountToken": False',
+        '"automountServiceAccountToken": True',
+        RESTRICTED,
+    ),
+    Mutation(
+        "RayJob: the head sees no GPU",
+        f"{HOME}/pods.py",
+        "HEAD_SHM_GIB, [*env, NO_GPU])",
+        "HEAD_SHM_GIB, env)",
+        f"{MANIFEST}workers_get_the_pool_and_the_head_gets_none_of_it",
+    ),
+    Mutation(
+        "RayJob: secrets do not stand in it",
+        f"{HOME}/site.py",
+        "if SECRET.search(name)]:",
+        "if False]:",
+        f"{MANIFEST}a_site_that_cannot_be_is_a_letter",
+    ),
+    Mutation(
+        "RayJob: the image is named by digest",
+        f"{HOME}/site.py",
+        "if not DIGEST.match(self.image):",
+        "if False:",
+        f"{MANIFEST}a_site_that_cannot_be_is_a_letter",
+    ),
+    Mutation(
+        "RayJob: slices of a GPU do not train together",
+        "components/platform/pools.py",
+        "if pool.mig and wanted.workers > 1 and not work.evaluates:",
+        "if False:",
+        f"{POOLS}slices_do_not_train_together_but_evaluate_side_by_side",
+    ),
+    Mutation(
+        "RayJob: a worker's pod asks it to save before it ends",
+        f"{HOME}/prestop.py",
+        "os.kill(pid, signal.SIGTERM)",
+        "os.kill(pid, 0)",
+        f"{PRESTOP}workers_are_asked_to_stop_and_others_are_left",
+    ),
+    Mutation(
+        "RayJob: a refused token is read again",
+        f"{HOME}/client.py",
+        "refreshed, self._objects = True, None",
+        "refreshed = True",
+        f"{BACK_END}an_expired_token_is_read_again_once_and_then_a_letter",
+    ),
+    Mutation(
+        "RayJob: a broken watch is no end",
+        f"{HOME}/client.py",
+        "with contextlib.suppress(kubernetes.client.ApiException, *BROKEN, ValueError):\n                if job",
+        "with contextlib.suppress(ValueError):\n                if job",
+        f"{ROWS}[dropped watches]",
+    ),
+)

@@ -1,0 +1,206 @@
+"""What a cluster has and lacks for a recipe, before any GPU is asked for: `biovlm doctor --cluster`.
+
+1. `CHECKS` names the questions; each gets a `Ground` and yields findings, and a letter that it raises becomes one.
+2. `examine` asks them all, however many fail: a person mends everything at once.
+
+Questions about Kubernetes are asked by the client of `components.platform.kuberay`; where this machine has no kubeconfig, they end in one
+finding that says so.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from components.data.registry import Registry
+from components.platform import pools
+from components.platform.addresses import Addresses
+from components.platform.settings import Settings
+from components.platform.store import open_store
+from components.platform.tracking import reachable
+from model.config import Recipe
+from model.errors import BiovlmError
+from model.recipe import REGISTRY_PREFIX
+from pipelines import biovlm, cluster, estimate, submit
+from pipelines.cluster import Server
+from pipelines.doctor import Finding, Level
+
+MOST_SKEW_SECONDS = 60.0
+"""A token is valid from a moment on, and S3 refuses a request that is signed five minutes off."""
+UNSTATED = ("unknown", "none", "")
+"""Licences that allow nothing, because nobody wrote one down."""
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What the questions are about."""
+
+    settings: Settings
+    addresses: Addresses
+    recipe: Recipe
+    budget: float | None = None
+
+    @cached_property
+    def server(self) -> Server:
+        """A client of the KFP server. Errors as `cluster.connect`."""
+        return cluster.connect(self.addresses)
+
+
+Check = Callable[[Ground], Iterator[Finding]]
+
+
+def examine(ground: Ground) -> list[Finding]:
+    """All findings."""
+    found: list[Finding] = []
+    for name, check in CHECKS.items():
+        try:
+            found.extend(check(ground))
+        except BiovlmError as error:
+            found.append(Finding(name=name, level=Level.MISSING, found=error.message, hint=error.hint))
+    return found
+
+
+def _ok(name: str, found: str) -> Finding:
+    return Finding(name=name, level=Level.OK, found=found)
+
+
+def _pipelines(ground: Ground) -> Iterator[Finding]:
+    yield _ok("kubeflow", f"{ground.server.check()} at {ground.addresses.pipelines}")
+    ground.server.namespace()
+
+
+def _package(ground: Ground) -> Iterator[Finding]:
+    wanted = submit.package(ground.addresses)
+    yield _ok("images", "both by digest")
+    pipeline = ground.server.pipeline(biovlm.NAME)
+    known = ground.server.versions(pipeline) if pipeline else []
+    newest = known[0] if known else None
+    if newest is not None and wanted.digest in (newest.description or ""):
+        yield _ok("package", f"the newest version is that of this code, {wanted.version}")
+    else:
+        hint = "`biovlm submit` or `biovlm schedule apply` uploads it; schedules take the newest"
+        said = "the newest version is of other code" if known else "not on the server yet"
+        yield Finding(name="package", level=Level.WARN, found=said, hint=hint)
+
+
+def _clock(ground: Ground) -> Iterator[Finding]:
+    try:
+        with urllib.request.urlopen(f"{ground.addresses.server()}/apis/v1beta1/healthz", timeout=10) as answer:
+            stated = answer.headers.get("date")
+    except urllib.error.HTTPError as error:
+        stated = error.headers.get("date")  # also a refusal is dated
+    except OSError:
+        return  # said by another question
+    skew = abs(time.time() - email.utils.parsedate_to_datetime(stated).timestamp()) if stated else 0.0
+    if skew > MOST_SKEW_SECONDS:
+        hint = "set the clock by NTP: tokens and signed requests are refused"
+        yield Finding(name="clock", level=Level.MISSING, found=f"{skew:.0f} s apart from the server's", hint=hint)
+    elif stated:
+        yield _ok("clock", f"within {MOST_SKEW_SECONDS:.0f} s of the server's")
+
+
+def _store(ground: Ground) -> Iterator[Finding]:
+    if not ground.settings.shared_store:
+        hint = "set BIOVLM_STORE to the s3://BUCKET/PREFIX of the cluster to have it tried from here"
+        yield Finding(name="store", level=Level.WARN, found="no bucket is named on this machine", hint=hint)
+        return
+    open_store(ground.settings).check()
+    yield _ok("store", f"{ground.settings.shared_store} takes conditional writes")
+
+
+def _tracking(ground: Ground) -> Iterator[Finding]:
+    if not ground.settings.tracking_uri.startswith(("http://", "https://")):
+        hint = "set MLFLOW_TRACKING_URI to the cluster's server: the letters of failed steps are read from there"
+        yield Finding(name="tracking", level=Level.WARN, found="no server is named on this machine", hint=hint)
+        return
+    reachable(ground.settings.tracking_uri)
+    yield _ok("tracking", ground.settings.tracking_uri)
+
+
+def _pool(ground: Ground) -> Iterator[Finding]:
+    wanted = ground.recipe.resources
+    name, pool = pools.choose(pools.load(ground.settings.pools), wanted.pool)
+    if bool(wanted.gpus_per_worker) != bool(pool.gpus_per_node):
+        hint = "take another pool, or set resources.gpus_per_worker to 1 where the pool has GPUs and to 0 where not"
+        said = f"{name} has {pool.gpus_per_node} GPUs on a node, a worker asks for {wanted.gpus_per_worker}"
+        yield Finding(name="pool", level=Level.MISSING, found=said, hint=hint)
+    elif pool.max_gpus is not None and wanted.workers * wanted.gpus_per_worker > pool.max_gpus:
+        said = f"{wanted.workers * wanted.gpus_per_worker} GPUs are asked for, {name} has {pool.max_gpus}"
+        yield Finding(name="pool", level=Level.MISSING, found=said, hint="take fewer workers, or another pool")
+    else:
+        yield _ok("pool", f"{name}, queue {pool.queue}")
+
+
+def _queue(ground: Ground) -> Iterator[Finding]:
+    from components.platform.kuberay.client import Cluster
+
+    _, pool = pools.choose(pools.load(ground.settings.pools), ground.recipe.resources.pool)
+    jobs = Cluster(ground.addresses.jobs_namespace, patience_seconds=10)
+    there = len(jobs.jobs("app.kubernetes.io/managed-by=biovlm"))
+    yield _ok("ray jobs", f"{there} of ours in {ground.addresses.jobs_namespace}")
+    if jobs.cluster_queue(pool.queue) is None:
+        hint = "ask the platform team whether the pool has room; the step itself asks again before it waits"
+        yield Finding(name="queue", level=Level.WARN, found=f"{pool.queue} may not be read from here", hint=hint)
+    else:
+        yield _ok("queue", pool.queue)
+
+
+def _bases(ground: Ground) -> Iterator[Finding]:
+    registry = Registry(ground.settings.home)
+    for part in ("tower", "language"):
+        source = getattr(ground.recipe.model, part)
+        if source.source and source.licence.lower() in UNSTATED:
+            hint = f"name the licence under which the weights are offered in model.{part}.licence"
+            yield Finding(
+                name=part, level=Level.MISSING, found=f"its licence is {source.licence!r}, which allows nothing", hint=hint
+            )
+        elif source.source and source.source.startswith(REGISTRY_PREFIX):
+            yield _weights(part, source.source.removeprefix(REGISTRY_PREFIX), source.licence, registry)
+        else:
+            yield _ok(part, f"{source.source or 'drawn from the seed'}, {source.licence}")
+
+
+def _weights(part: str, name: str, licence: str, registry: Registry) -> Finding:
+    """Whether the data registry knows a base model's weights, by digest."""
+    try:
+        found = registry.version(name)
+    except BiovlmError as error:
+        said = f"{name} is not known to the data registry of this machine"
+        return Finding(name=part, level=Level.WARN, found=said, hint=error.hint or "the data step looks for it on the cluster")
+    return _ok(part, f"{name} {found.digest[:12]}, {licence}")
+
+
+def _cost(ground: Ground) -> Iterator[Finding]:
+    if not ground.recipe.resources.gpus_per_worker:
+        yield _ok("cost", "no GPU is asked for")
+        return
+    _, pool = pools.choose(pools.load(ground.settings.pools), ground.recipe.resources.pool)
+    peak = estimate.PEAK_TFLOPS.get(pool.ray_accelerator, estimate.UNKNOWN_TFLOPS)
+    found = estimate.of(ground.recipe, peak, ground.settings)
+    if found is None:
+        hint = "run it where the data registry and the base models are, or trust the deadline"
+        yield Finding(name="cost", level=Level.WARN, found="cannot be told here", hint=hint)
+        return
+    error = estimate.judge(ground.recipe, found, ground.budget)
+    if error is not None:
+        raise error
+    yield _ok("cost", f"about {found.total:,.1f} GPU hours at most")
+
+
+CHECKS: dict[str, Check] = {
+    "kubeflow": _pipelines,
+    "package": _package,
+    "clock": _clock,
+    "store": _store,
+    "tracking": _tracking,
+    "pool": _pool,
+    "queue": _queue,
+    "bases": _bases,
+    "cost": _cost,
+}
+"""In the order in which a person would mend them."""
