@@ -28,7 +28,6 @@
 | BIOVLM_KFP_TIME_ZONE | zone in which that server reads cron expressions (its CRON_SCHEDULE_TIMEZONE) | `UTC` |
 | BIOVLM_LAUNCHER_IMAGE, BIOVLM_TRAIN_IMAGE | images of a cluster by digest, `REGISTRY/NAME@sha256:...` | none |
 | BIOVLM_FEATURE_CACHE_GIB | most that features of images may take in `cache/features` of the home; `0` keeps none on disk | `20` |
-| BIOVLM_POOLS | a file with the site's pools of machines | `components/platform/pools.yaml` |
 | BIOVLM_NAMESPACE | namespace of the RayJobs | none; KubeRay needs it |
 | BIOVLM_TRAIN_IMAGE | the train image by digest | none; KubeRay needs it |
 | BIOVLM_TEAM, BIOVLM_COST_CENTRE | who pays, in labels | none, KubeRay needs it; `none` |
@@ -104,7 +103,6 @@ class Settings:
             mirrored=env.get("BIOVLM_MIRRORED") == "1",
             trace=env.get("BIOVLM_TRACE") == "1",
             feature_cache_gib=_gib(env.get("BIOVLM_FEATURE_CACHE_GIB") or str(FEATURE_CACHE_GIB)),
-            pools=Path(env["BIOVLM_POOLS"]) if env.get("BIOVLM_POOLS") else None,
         )
 
     def for_children(self) -> dict[str, str]:
@@ -123,7 +121,6 @@ class Settings:
             "BIOVLM_RECIPE": self.recipe,
             "BIOVLM_POOLS": str(self.pools or ""),
             "BIOVLM_MIRRORED": "1" if self.mirrored else "0",
-            "BIOVLM_POOLS": str(self.pools or ""),
             "BIOVLM_TRACE": "1" if self.trace else "0",
             "BIOVLM_FEATURE_CACHE_GIB": str(self.feature_cache_gib),
             "MLFLOW_TRACKING_URI": self.tracking_uri,
