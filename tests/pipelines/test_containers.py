@@ -6,6 +6,7 @@ PostgreSQL, both images and about ten minutes.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -22,7 +23,7 @@ from components.platform.events import EventType
 from components.platform.settings import Settings
 from components.platform.store import Store
 from model.errors import MissingInputError, RefusedError
-from pipelines import containers, engine, grounds, ray_head
+from pipelines import containers, engine, grounds, local, ray_head
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = ("preflight", "data", "train", "evaluate", "register", "promote")
@@ -77,13 +78,11 @@ def test_the_variables_of_the_package_do_not_take_the_place_of_the_runners():
     """KFP's DockerRunner gives a container the variables of its task instead of its own, not besides."""
     import yaml
 
-    from pipelines.local import COMPILED
-
     def variables(text):
         executors = next(yaml.safe_load_all(text))["deploymentSpec"]["executors"].values()
         return [executor["container"].get("env") for executor in executors]
 
-    text = COMPILED.read_text(encoding="utf-8")
+    text = local.COMPILED.read_text(encoding="utf-8")
     assert any(variables(text))
     assert not any(variables(engine.bare(text)))
 
@@ -98,6 +97,33 @@ def test_images_of_other_code_are_refused_before_anything_starts():
     with pytest.raises(MissingInputError, match="biovlm-train") as told:
         containers.check({**both, ray_head.TRAIN: None}, "a" * 64)
     assert "make images" in told.value.hint
+
+
+def test_a_container_that_vanished_before_it_was_asked_is_no_success(tmp_path, monkeypatch):
+    """KFP's DockerRunner takes it for one. The step's own event says otherwise."""
+    mine = settings(str(tmp_path))
+    mine.run_folder.mkdir(parents=True)
+    monkeypatch.setattr(local.sys, "executable", "/bin/true")
+    assert local._execute(mine, lambda: None, None) is None
+    events.EventLog(mine.events, "promote").write(EventType.FAILED, exit_code=77, message="refused", hint="look")
+    letter = local._execute(mine, lambda: None, None)
+    assert isinstance(letter, RefusedError)
+    assert letter.message == "promote: refused"
+
+
+def test_a_stop_goes_into_the_container_and_never_to_a_process_of_this_machine(tmp_path, monkeypatch):
+    said = []
+
+    class Container:
+        def exec_run(self, command):
+            said.append(command)
+
+    monkeypatch.setattr(containers, "_client", lambda: contextlib.nullcontext(None))
+    monkeypatch.setattr(containers, "_mine", lambda client, run_id, step=False: [Container()] if step else [])
+    monkeypatch.setattr(os, "kill", lambda *_: pytest.fail("a number of a container's process was taken for one of ours"))
+    event = events.EventLog(tmp_path / "events.jsonl", "data").write(EventType.STEP_STARTED, facts={"pid": 9})
+    containers.Site(settings(), tmp_path).stop(event)
+    assert said == [["sh", "-c", "kill -TERM 9"]]
 
 
 def test_a_missing_server_is_named_with_the_way_to_it(monkeypatch):
