@@ -98,7 +98,6 @@ class Settings:
             mirrored=env.get("BIOVLM_MIRRORED") == "1",
             trace=env.get("BIOVLM_TRACE") == "1",
             feature_cache_gib=_gib(env.get("BIOVLM_FEATURE_CACHE_GIB") or str(FEATURE_CACHE_GIB)),
-            pools=Path(env["BIOVLM_POOLS"]) if env.get("BIOVLM_POOLS") else None,
         )
 
     def for_children(self) -> dict[str, str]:
@@ -115,7 +114,6 @@ class Settings:
             "BIOVLM_RAY_ADDRESS": self.ray_address,
             "BIOVLM_POOLS": str(self.pools or ""),
             "BIOVLM_MIRRORED": "1" if self.mirrored else "0",
-            "BIOVLM_POOLS": str(self.pools or ""),
             "BIOVLM_TRACE": "1" if self.trace else "0",
             "BIOVLM_FEATURE_CACHE_GIB": str(self.feature_cache_gib),
             "MLFLOW_TRACKING_URI": self.tracking_uri,
