@@ -272,14 +272,14 @@ CONTROLS = (
     Mutation(
         "in a bucket the manifest comes last",
         "components/platform/bucket.py",
-        '        return sorted((entry for name in self._names("attempt-") if (entry := _committed(name))), reverse=True)\n',
-        "        return sorted({Entry(int(n.split('/')[1][5:]), int(n[8:14])) for n in self._names('attempt-') if n.count('/') > 1}, "
+        '        return sorted((entry for name in self.names("attempt-") if (entry := _committed(name))), reverse=True)\n',
+        "        return sorted({Entry(int(n.split('/')[1][5:]), int(n[8:14])) for n in self.names('attempt-') if n.count('/') > 1}, "
         "reverse=True)\n",
         f"{BUCKET}files_without_a_manifest_are_no_checkpoint_and_later_attempts_remove_them",
     ),
     Mutation(
         "in a bucket nothing is put over a manifest",
-        "components/platform/bucket.py",
+        "components/platform/objects.py",
         ', IfNoneMatch="*")',
         ")",
         f"{BUCKET}a_manifest_is_never_put_over_another",

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import _controls_cluster, _controls_kfp, _controls_speed
+from benchmarks import _controls_cluster, _controls_kfp, _controls_speed, _controls_store
 from benchmarks._controls_crash import CONTROLS, Mutation
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,7 +35,13 @@ DEADLINE_SECONDS = 120
 LIBRARIES = ("transformers", "peft", "safetensors.torch", "boto3", "moto.server", "pydantic", "numpy")
 
 
-TABLE: tuple[Mutation, ...] = (*CONTROLS, *_controls_speed.CONTROLS, *_controls_cluster.CONTROLS, *_controls_kfp.CONTROLS)
+TABLE: tuple[Mutation, ...] = (
+    *CONTROLS,
+    *_controls_speed.CONTROLS,
+    *_controls_store.CONTROLS,
+    *_controls_cluster.CONTROLS,
+    *_controls_kfp.CONTROLS,
+)
 
 
 def measure() -> dict[str, float]:

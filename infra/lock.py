@@ -10,6 +10,9 @@
    lock.txt       all the others, wheels only: nothing is run to install them
    source.txt     what exists as source only: built last, against what is already there
 
+4. `images/NAME.txt` names, at the same versions, what one container image holds (infra/images): one extra of pyproject.toml
+   each, without torch and cuda, which an image takes from the two files above.
+
 No address is written: which registry or mirror serves the files is the machine's affair, the hashes say what they must be.
 
 Usage: make lock [UPGRADE=all | UPGRADE="name name ..."]
@@ -33,6 +36,14 @@ PYTHON_VERSION = "3.11"
 WHEEL = re.compile(r"-(?:any|[\w.]*(?:manylinux\w*_(?:x86_64|aarch64)|macosx\w*))\.whl$")
 CUDA = re.compile(r"^(?:nvidia-|cuda-|triton$)")
 LOCAL_BUILD = re.compile(r"^# also (?P<file>\S+) sha256:(?P<hash>[0-9a-f]{64})$", re.MULTILINE)
+IMAGES = {
+    "launcher": "What the launcher image holds: what carries, and nothing that learns.",
+    "train": "What the train image holds beside torch: what learns, Ray around it, and no kfp.",
+    "sbom": "What lists the content of an image while it is built, and stays out of it.",
+}
+"""Extra of pyproject.toml, or the group SBOM -> title of its file in requirements/images."""
+SBOM = "sbom"
+"""A group: it stands alone, where an extra also brings what the project itself needs."""
 TITLES = {
     "installer": "What installs the rest.",
     "torch": "Installed by pip, not uv: pip takes a CPU build where the machine offers one.",
@@ -47,9 +58,11 @@ def uv(*arguments: str) -> None:
     subprocess.run([sys.executable, "-m", "uv", "--quiet", *arguments], cwd=ROOT, check=True)
 
 
-def compile_arguments(upgrade: str) -> list[str]:
-    """What both passes of the resolution have in common."""
-    common = ["pip", "compile", "pyproject.toml", "--all-extras", "--universal", "--python-version", PYTHON_VERSION]
+def compile_arguments(upgrade: str, image: str = "") -> list[str]:
+    """What all passes of the resolution have in common; of everything, unless an image is named."""
+    everything = ["pyproject.toml", "--all-extras", f"--group={SBOM}"]
+    asked = {"": everything, SBOM: [f"--group={SBOM}"]}.get(image, ["pyproject.toml", f"--extra={image}"])
+    common = ["pip", "compile", *asked, "--universal", "--python-version", PYTHON_VERSION]
     chosen = ["--upgrade"] if upgrade == "all" else [f"--upgrade-package={name}" for name in upgrade.split()]
     return [*common, "--no-header", "--no-annotate", *chosen]
 
@@ -61,9 +74,9 @@ def pins(upgrade: str, target: Path) -> None:
     uv(*compile_arguments(upgrade), "--output-file", str(target))
 
 
-def resolve(constraints: Path, target: Path) -> list[dict[str, Any]]:
+def resolve(constraints: Path, target: Path, image: str = "") -> list[dict[str, Any]]:
     """The packages of the resolution, each with its marker, wheels and source."""
-    uv(*compile_arguments(""), "--constraints", str(constraints), "--format", "pylock.toml", "--output-file", str(target))
+    uv(*compile_arguments("", image), "--constraints", str(constraints), "--format", "pylock.toml", "--output-file", str(target))
     packages: list[dict[str, Any]] = tomllib.loads(target.read_text())["packages"]
     return [package for package in packages if files_of(package)]
 
@@ -105,7 +118,7 @@ def local_builds(version: str) -> dict[str, str]:
 
 def page(room: str, packages: list[dict[str, Any]]) -> str:
     """The text of one requirements file."""
-    lines = [f"# {TITLES[room]} Written by `make lock`."]
+    lines = [f"# {(TITLES | IMAGES)[room]} Written by `make lock`."]
     for package in packages:
         hashes = files_of(package)
         if room == "torch":
@@ -125,11 +138,18 @@ def main() -> None:
         pinned = Path(folder, "pins.txt")
         pins(os.environ.get("UPGRADE", ""), pinned)
         packages = resolve(pinned, Path(folder, "pylock.toml"))
-    REQUIREMENTS.mkdir(exist_ok=True)
+        in_image = {name: resolve(pinned, Path(folder, f"pylock.{name}.toml"), name) for name in IMAGES}
     for room in TITLES:
-        mine = [package for package in packages if room_of(package) == room]
-        (REQUIREMENTS / f"{room}.txt").write_text(page(room, mine))
-        print(f"requirements/{room}.txt: {len(mine)} packages", file=sys.stderr)
+        write(room, REQUIREMENTS, [package for package in packages if room_of(package) == room])
+    for name, theirs in in_image.items():
+        write(name, REQUIREMENTS / "images", [package for package in theirs if room_of(package) in ("lock", "source")])
+
+
+def write(room: str, folder: Path, packages: list[dict[str, Any]]) -> None:
+    """One file of requirements/."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{room}.txt").write_text(page(room, packages))
+    print(f"{folder.name}/{room}.txt: {len(packages)} packages", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -25,10 +25,10 @@ def chosen(name: str, data: str | None, changes: Sequence[str]) -> Recipe:
     """The recipe `name`, on the data set `data` of the registry if that is given, with the `changes` of `--set`."""
     if data is None:
         return recipes.load(name, RECIPES, changes)
-    from components.data.registry import Registry
+    from components.data.registry_url import open_registry
     from components.platform.settings import Settings
 
-    version = Registry(Settings.from_environment().home).version(data)
+    version = open_registry(Settings.from_environment()).version(data)
     swapped = on_data(recipes.load(name, RECIPES), data, version.facts.get("splits", {}))
     return recipes.load(name, RECIPES, [*swapped, *changes])
 

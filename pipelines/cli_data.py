@@ -19,11 +19,11 @@ SOURCES = ("vqa-rad",)
 
 def build(json: Json = False) -> None:
     """Make the demo data: the phantom data set and two tiny base models."""
-    from components.data.registry import Registry
+    from components.data.registry_url import open_registry
     from components.platform.settings import Settings
 
     began = time.monotonic()
-    registry = Registry(Settings.from_environment().home)
+    registry = open_registry(Settings.from_environment())
     revision = registry.build(output.say)
     output.say(f"demo data at {revision[:SHOWN]} after {time.monotonic() - began:.1f} s")
     _show(revision, json)
@@ -39,7 +39,7 @@ def import_set(
         raise UsageError(f"unknown data set {name!r}", f"data sets that can be imported: {', '.join(SOURCES)}")
     if not path.is_dir():
         raise MissingInputError(f"no folder {path}", "give the folder with the published files as --path")
-    from components.data.registry import Registry
+    from components.data.registry_url import open_registry
     from components.platform.settings import Settings
     from model.data.sources.vqa_rad import import_vqa_rad
 
@@ -47,7 +47,7 @@ def import_set(
         for line in import_vqa_rad(path, folder).lines():
             output.say(line)
 
-    registry = Registry(Settings.from_environment().home)
+    registry = open_registry(Settings.from_environment())
     revision = registry.add(name, make, f"import {name}", output.say)
     output.say(f"`biovlm run --data {name}` trains and evaluates on it")
     _show(revision, json, name)
@@ -59,13 +59,13 @@ def check(
     json: Json = False,
 ) -> None:
     """Read every record and image of a data set, and say what is wrong with which; exit code 65 if too much is."""
-    from components.data.registry import Registry
+    from components.data.registry_url import open_registry
     from components.platform.settings import Settings
     from model.config import Data, DataSet
     from model.data.check import check as look
 
     settings = Settings.from_environment()
-    found = Registry(settings.home).materialise([name], revision, settings.store)[name]
+    found = open_registry(settings).materialise([name], revision, settings.store)[name]
     if found.manifest.kind != "data":
         raise UsageError(f"{name} is a {found.manifest.kind}, not a data set", "`biovlm data list` shows which are")
     report = look(found.path, Data(sets={name: DataSet(revision=revision)}))
@@ -83,10 +83,10 @@ def list_sets(json: Json = False) -> None:
 
 
 def _show(revision: str, json: bool, name: str | None = None) -> None:
-    from components.data.registry import Registry
+    from components.data.registry_url import open_registry
     from components.platform.settings import Settings
 
-    registry = Registry(Settings.from_environment().home)
+    registry = open_registry(Settings.from_environment())
     found = [version for version in registry.list(revision) if name in (None, version.name)]
     if json:
         output.emit_json([version.model_dump() for version in found])

@@ -30,7 +30,7 @@ def train(
     changes: Changes = None,
 ) -> None:
     """Train one stage here, without Ray, KFP or MLflow: `python -m model.training` on data of the registry."""
-    from components.data.registry import Registry
+    from components.data.registry_url import open_registry
     from components.platform.settings import CHECKOUT, Settings
     from model.config import STAGE_NAMES
     from model.recipe import slices
@@ -39,7 +39,7 @@ def train(
     if stage not in STAGE_NAMES:
         raise UsageError(f"unknown stage {stage!r}", f"stages: {', '.join(STAGE_NAMES)}")
     wanted, settings = chosen(recipe, data, changes or ()), Settings.from_environment()
-    registry, bases = Registry(settings.home), slices(wanted)["data"]["bases"]
+    registry, bases = open_registry(settings), slices(wanted)["data"]["bases"]
     registry.ensure((*wanted.data.sets, *bases), output.say)
     used = {mixture.set for mixture in getattr(wanted.stages, stage).data}
     sets = {name: registry.materialise([name], wanted.data.sets[name].revision, settings.store)[name] for name in sorted(used)}

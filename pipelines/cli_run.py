@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from model.errors import UsageError
 from pipelines import output
 
 if TYPE_CHECKING:
@@ -17,21 +18,33 @@ Changes = Annotated[
     list[str] | None, typer.Option("--set", help="Change a field: stages.task.epochs=2; may be repeated.", metavar="A.B=VALUE")
 ]
 Data = Annotated[str | None, typer.Option("--data", help="Task stage and evaluation on this data set.", metavar="NAME")]
+RunnerName = Annotated[
+    str, typer.Option("--runner", help="What a step is: subprocess, or docker (after `make images`).", metavar="RUNNER")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DEFAULT = "tiny"
+RUNNERS = ("subprocess", "docker")
 SHOWN = 12
 """Hex digits of a digest that a reader sees."""
 
 
-def run(recipe: RecipeName = DEFAULT, data: Data = None, changes: Changes = None, json: Json = False) -> None:
+def run(
+    recipe: RecipeName = DEFAULT,
+    data: Data = None,
+    changes: Changes = None,
+    runner: RunnerName = "subprocess",
+    json: Json = False,
+) -> None:
     """Run the whole pipeline on this machine; what has not changed is reused."""
+    if runner not in RUNNERS:
+        raise UsageError(f"unknown runner {runner!r}", f"runners: {', '.join(RUNNERS)}")
     from pipelines.choice import chosen
 
     wanted = chosen(recipe, data, changes or ())
     from pipelines import display, local  # after what can be said at once
 
     with display.choose(output.console(), silent=json) as shown:
-        result = local.run(wanted, shown)
+        result = local.run(wanted, shown, runner=local.Runner(runner))
     if json:
         output.emit_json(result.model_dump(mode="json"))
     else:

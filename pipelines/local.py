@@ -21,8 +21,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from enum import StrEnum
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from components.platform import launch
 from components.platform.events import Event, EventLog, EventType, Follower
@@ -36,6 +38,9 @@ from model.manifest import cannot_write
 from pipelines import plan as plans
 from pipelines.summary import STEPS, RunResult, summarise
 
+if TYPE_CHECKING:
+    from pipelines.containers import Site
+
 POLL_SECONDS = 0.2
 STOP_SECONDS = 30.0
 FULL_BYTES = 2**20
@@ -44,24 +49,49 @@ COMPILED = Path(__file__).parent / "compiled" / "biovlm.yaml"
 Display = Callable[[Event], None]
 
 
-def run(recipe: Recipe, display: Display, settings: Settings | None = None) -> RunResult:
+class Runner(StrEnum):
+    """What a step of a run on this machine is."""
+
+    SUBPROCESS = "subprocess"
+    """A process in this environment."""
+    DOCKER = "docker"
+    """A container, with the servers of a cluster beside it (pipelines/containers.py)."""
+
+
+def run(recipe: Recipe, display: Display, settings: Settings | None = None, runner: Runner = Runner.SUBPROCESS) -> RunResult:
     """Run the whole pipeline for `recipe`, reusing every step whose key has not changed.
 
     Args:
         recipe: What to run.
         display: Gets every event of the run, in order, in this thread.
         settings: Where; from the environment, unless given.
+        runner: What a step is: a process, or a container.
     """
     mine = _own(settings or Settings.from_environment(), recipe)
     log = EventLog(mine.events)
     facts = {"recipe": recipe.name, "recipe_digest": recipes.digest(recipe), "steps": list(STEPS)}
     log.write(EventType.RUN_STARTED, facts=facts)
     began = time.time()
+    if runner is Runner.SUBPROCESS:
+        return _run(recipe, display, mine, log, began)
+    from pipelines import containers  # docker
+
+    def tell(line: str) -> None:
+        log.write(EventType.NOTE, message=line)
+
+    with containers.site(mine, recipe, tell) as site:
+        result = _run(recipe, display, site.settings, log, began, site)
+        containers.bring_home(site.settings, result)
+        return result
+
+
+def _run(recipe: Recipe, display: Display, mine: Settings, log: EventLog, began: float, site: Site | None = None) -> RunResult:
+    """The run of `mine`, whose log has its first line."""
     follower = Follower(mine.events)
     letter: BiovlmError | None = InternalError("the run broke off", "run the same command again")
     with _mirrored(mine, log), _ray_if_needed(recipe, mine) as settled:
         try:
-            letter = _execute(settled, lambda: _show(follower, display))
+            letter = _execute(settled, lambda: _show(follower, display), site)
         finally:
             code = letter.exit_code if letter else ExitCode.DONE
             with contextlib.suppress(CannotWriteError):  # a full disk must not hide why the run ended
@@ -90,7 +120,8 @@ def _show(follower: Follower, display: Display) -> None:
 @contextlib.contextmanager
 def _ray_if_needed(recipe: Recipe, settings: Settings) -> Iterator[Settings]:
     """Settings with the address of a Ray for the whole run, if some stage will train."""
-    if not any(step.kind == "train" and not step.reused for step in plans.plan(recipe, settings, ask_registry=False)):
+    steps = plans.plan(recipe, settings, ask_registry=False) if settings.launcher == "process" else []
+    if not any(step.kind == "train" and not step.reused for step in steps):
         yield settings
         return
     head = launch.start(settings, launch.cpus_for(recipe.resources))
@@ -123,7 +154,7 @@ def _mirrored(settings: Settings, log: EventLog) -> Iterator[None]:
         thread.join(timeout=120)
 
 
-def _execute(settings: Settings, show: Callable[[], None]) -> BiovlmError | None:
+def _execute(settings: Settings, show: Callable[[], None], site: Site | None) -> BiovlmError | None:
     """Run the engine to its end; the letter that explains a failure, or None."""
     path = os.pathsep.join(p for p in (str(CHECKOUT), os.environ.get("PYTHONPATH", "")) if p)
     environment = {**os.environ, **settings.for_children(), "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
@@ -134,6 +165,7 @@ def _execute(settings: Settings, show: Callable[[], None]) -> BiovlmError | None
         str(COMPILED),
         str(settings.recipe_file),
         str(settings.run_folder / "kfp"),
+        *([str(site.arguments)] if site else []),
     )
     with (settings.run_folder / "kfp.log").open("ab") as out:
         engine = subprocess.Popen(
@@ -145,19 +177,29 @@ def _execute(settings: Settings, show: Callable[[], None]) -> BiovlmError | None
                 show()
                 time.sleep(POLL_SECONDS)
         except KeyboardInterrupt:
-            _stop(engine, settings, show)
+            _stop(engine, settings, show, site.stop if site else _terminate)
             return PreemptedError("the run was stopped", "nothing is lost; the same command goes on where it stopped")
         finally:
             _kill(engine)
-    return None if engine.returncode == 0 else _letter(settings)
+    # KFP takes a container that vanishes before it could be asked for one that succeeded.
+    failed = engine.returncode != 0 or any(event.type is EventType.FAILED for event in Follower(settings.events).new())
+    return _letter(settings) if failed else None
 
 
-def _stop(engine: subprocess.Popen[bytes], settings: Settings, show: Callable[[], None]) -> None:
+def _terminate(event: Event) -> None:
+    """Ask the step that began with `event` to end."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(int(event.facts["pid"]), signal.SIGTERM)
+
+
+def _stop(
+    engine: subprocess.Popen[bytes], settings: Settings, show: Callable[[], None], terminate: Callable[[Event], None]
+) -> None:
     """Ask the present step to end, and wait; a second Ctrl-C ends the waiting."""
     (settings.run_folder / STOP_FILE).touch()
     for event in _unfinished(settings):
-        with contextlib.suppress(ProcessLookupError, KeyError):
-            os.kill(int(event.facts["pid"]), signal.SIGTERM)
+        with contextlib.suppress(KeyError):
+            terminate(event)
     deadline = time.monotonic() + STOP_SECONDS
     with contextlib.suppress(KeyboardInterrupt):
         while engine.poll() is None and time.monotonic() < deadline:

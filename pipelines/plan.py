@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from components.data import step as data_step
-from components.data.registry import Registry
+from components.data.registry_url import open_registry
 from components.evaluate import step as evaluate_step
 from components.platform import champion as champions
 from components.platform import code, events
@@ -146,7 +146,7 @@ def _if_all(given: Mapping[str, Reference | None], identity: Any) -> dict[str, s
 
 def _data_identity(settings: Settings, piece: Mapping[str, Any]) -> dict[str, str] | None:
     """None where the registry has not got the data yet, or would build it anew."""
-    wanted, registry = DataSlice.model_validate(piece), Registry(settings.home)
+    wanted, registry = DataSlice.model_validate(piece), open_registry(settings)
     try:
         return data_step.identity(wanted, registry) if data_step.is_built(wanted, registry) else None
     except BiovlmError:

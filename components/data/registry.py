@@ -86,9 +86,9 @@ def _silent(line: str) -> None:
 class Registry:
     """The data registry of one `$BIOVLM_HOME`."""
 
-    def __init__(self, home: Path, code: Path = CHECKOUT) -> None:
-        """`code` is the checkout whose dvc.yaml and sources build the demo data."""
-        self.root, self.code = home / "data", code
+    def __init__(self, home: Path, code: Path = CHECKOUT, remote: str = "") -> None:
+        """`code` is the checkout whose dvc.yaml and sources build the demo data; `remote` the address of DVC's remote."""
+        self.root, self.code, self.remote = home / "data", code, remote
         self.git = Git(self.root)
 
     # ------------------------------------------------------------------------------------------------------------ writing
@@ -123,6 +123,10 @@ class Registry:
         if not set(names) & set(demo.stages(self.code)):
             return True
         return self.exists() and demo.is_fresh(self.root, self.code) and self.git.is_clean()
+
+    def is_built(self, names: Iterable[str]) -> bool:
+        """Whether everything among `names` that is demo data is built from the present sources; looks at no work tree."""
+        return not set(names) & set(demo.stages(self.code)) or demo.is_fresh(self.root, self.code)
 
     def add(self, name: str, make: Callable[[Path], object], message: str, progress: Progress = _silent) -> str:
         """Take in a data set; the revision that holds it, which is the old one if the content is the old one.
@@ -195,7 +199,7 @@ class Registry:
                 fcntl.flock(lock, fcntl.LOCK_EX)
             # DVC's own lock file of a killed process would stop the next one; under our lock nobody else can hold it.
             (scratch / "rwlock").unlink(missing_ok=True)
-            self.git.prepare(registry_dvc.FILES | {".gitignore": IGNORED})
+            self.git.prepare(registry_dvc.files(self.remote) | {".gitignore": IGNORED})
             yield lock
         except OSError as error:
             if error.errno in manifest.CANNOT_WRITE_ERRNOS:

@@ -28,15 +28,8 @@ from model.errors import BiovlmError, CannotWriteError, ExitCode, InternalError,
 
 Progress = Callable[[str], None]
 
-FILES = {
-    ".dvc/config": (
-        "[core]\n    analytics = false\n    check_update = false\n    autostage = false\n    remote = local\n"
-        "['remote \"local\"']\n    url = ../../dvc-remote\n"
-    ),
-    ".dvc/.gitignore": "/config.local\n/tmp\n/cache\n",
-    ".dvcignore": "",
-}
-"""What `dvc init` would write. The remote's address is relative, so that $BIOVLM_HOME can be moved."""
+REMOTE = "../../dvc-remote"
+"""Relative, so that $BIOVLM_HOME can be moved."""
 STARTED = re.compile(r"Running stage '(?P<stage>[^']+)'")
 NOISE = re.compile(
     r"Stage '|(Generat|Updat)ing lock|Use `dvc|To (track|enable)|\s*(git add|dvc config)|> |$|Data and|\d+ files? |Everything"
@@ -46,6 +39,18 @@ FAILED_STAGE = re.compile(r"failed to reproduce '(?P<stage>[^']+)'.*exited with 
 NO_ROOM = re.compile(r"No space left on device|Disk quota exceeded|Read-only file system|Permission denied", re.IGNORECASE)
 STOP_SECONDS = 10
 KEPT_LINES = 200
+
+
+def files(remote: str) -> dict[str, str]:
+    """What `dvc init` would write, with the address of the remote; empty for the folder beside the registry."""
+    return {
+        ".dvc/config": (
+            "[core]\n    analytics = false\n    check_update = false\n    autostage = false\n    remote = local\n"
+            f"['remote \"local\"']\n    url = {remote or REMOTE}\n"
+        ),
+        ".dvc/.gitignore": "/config.local\n/tmp\n/cache\n",
+        ".dvcignore": "",
+    }
 
 
 def call(root: Path, commands: Sequence[Sequence[str]], code: Path, progress: Progress, keep: Sequence[int] = ()) -> None:

@@ -54,6 +54,19 @@ class Git:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(text, encoding="utf-8")
 
+    def follow(self, url: str) -> None:
+        """Be a clone of the repository at `url`, at its newest commit. The caller holds a lock. InternalError: Git could not."""
+        if not (self.root / ".git" / "HEAD").is_file():
+            shutil.rmtree(self.root, ignore_errors=True)
+            aside = self.root.with_suffix(".tmp")
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+            Git(aside)._call("clone", "--quiet", "--filter=blob:none", "--", url, ".")
+            aside.rename(self.root)
+            return
+        self._call("fetch", "--quiet", "--tags", "--force", "origin", "HEAD")
+        self._call("reset", "--quiet", "--hard", "FETCH_HEAD")
+
     def commit(self, message: str) -> str:
         """Record every change of the work tree, if there is one; the commit that then stands at the head."""
         self._call("add", "--all", "--", *KEPT)

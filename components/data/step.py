@@ -16,8 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from components.data import demo
 from components.data.registry import Materialised, Registry
+from components.data.registry_url import open_registry
 from components.platform.events import EventLog, EventType
 from components.platform.reference import Reference
 from components.platform.settings import Settings
@@ -43,13 +43,12 @@ def identity(wanted: DataSlice, registry: Registry) -> dict[str, str]:
 
 def is_built(wanted: DataSlice, registry: Registry) -> bool:
     """Whether the data step would find everything in the registry without building demo data."""
-    demo_wanted = {*wanted.data.sets, *wanted.bases} & set(demo.stages(registry.code))
-    return not demo_wanted or demo.is_fresh(registry.root, registry.code)
+    return registry.is_built((*wanted.data.sets, *wanted.bases))
 
 
 def _build_and_identify(content: dict[str, Any], given: Mapping[str, Reference]) -> dict[str, str]:
     wanted, settings = DataSlice.model_validate(content), Settings.from_environment()
-    registry = Registry(settings.home)
+    registry = open_registry(settings)
     log = EventLog(settings.events, "data")
 
     def tell(line: str) -> None:
@@ -68,7 +67,7 @@ def _still_good(stored: manifest.Manifest) -> bool:
 
 def _produce(work: Work) -> None:
     wanted = DataSlice.model_validate(work.piece)
-    store, registry = work.settings.store, Registry(work.settings.home)
+    store, registry = work.settings.store, open_registry(work.settings)
     sets: dict[str, Materialised] = {}
     for name, entry in wanted.data.sets.items():
         sets |= registry.materialise([name], entry.revision, store)

@@ -5,26 +5,27 @@
 2. Where there is no champion, the report is `none`.
 3. The checkpoint is put on the base models that it was trained on, which its own record names: the data of this run may bring
    newer ones.
-4. `model.evaluation` asks every question twice, with and without the image, and writes the report artifact.
+4. `model.evaluation` asks every question twice, with and without the image, and writes the report artifact (`asking`): one worker in
+   this process, several, or one in a cluster, through the launcher. The report is the same.
 """
 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from components.platform import exports, inputs, reference
+from components.platform import inputs, launcher, reference
 from components.platform.events import EventType
 from components.platform.reference import Reference
 from components.platform.settings import Settings
 from components.platform.step import Work, guarded, run_step
+from components.platform.task import fetched, local_job
 from model import manifest
 from model.config import EvaluateSlice
 
-PROGRESS_SECONDS = 1.0
+WORKER = "components.evaluate.worker.evaluate"
 
 
 def run(who: str, piece: str, data: str, checkpoint: str, report: str) -> None:
@@ -43,7 +44,7 @@ def run(who: str, piece: str, data: str, checkpoint: str, report: str) -> None:
         return
     wanted = EvaluateSlice.model_validate(content)
     given = {"data": data, "checkpoint": checkpoint}
-    run_step("evaluate", who, content, given, report, _produce, partial(identity, wanted))
+    run_step("evaluate", who, content, given, report, _produce, partial(identity, wanted), heavy=True)
 
 
 def identity(wanted: EvaluateSlice, given: Mapping[str, Reference]) -> dict[str, str]:
@@ -59,46 +60,30 @@ def _nobody(who: str, report: str) -> None:
         log.write(EventType.REUSED, message="there is no champion yet", seconds=0.0)
 
 
-def _produce(work: Work) -> None:
-    import torch
+def _produce(work: Work) -> Mapping[str, str] | None:
+    wanted, subject = EvaluateSlice.model_validate(work.piece), work.inputs["checkpoint"]
+    data, alone = work.inputs["data"], wanted.resources.workers == 1
+    artifacts = {
+        "sets": inputs.sources(data, _names(wanted))["sets"],
+        "bases": inputs.sources(_own_data(work))["bases"],
+        "subjects": {"checkpoint": work.source(subject)},
+    }
+    job = {
+        "piece": dict(work.piece),
+        "audit": inputs.audit(data, _names(wanted)),
+        "who": work.name,
+        "digest": subject.digest,
+        "export": work.settings.launcher != "process",
+    }
+    task = work.task(WORKER, job, artifacts, wanted.resources)
+    if alone and work.settings.launcher == "process":
+        from components.evaluate.asking import ask  # torch
 
-    from model.architecture import checkpoint as checkpoints
-    from model.architecture.features import Disk
-    from model.data.dataset import Audit
-    from model.evaluation import vllm_engine
-    from model.evaluation.evaluate import evaluate
-
-    wanted, store = EvaluateSlice.model_validate(work.piece), work.store
-    asked = inputs.verified(work.inputs["data"], store, _names(wanted))["sets"]
-    subject = work.inputs["checkpoint"]
-    bases = inputs.verified(_own_data(work), store)["bases"]
-    # As many threads as a training worker has: its features are then to the bit those of the training, and found in its cache.
-    torch.set_num_threads(max(1, int(wanted.resources.cpus_per_worker)))
-    last = 0.0
-
-    def progress(done: int, total: int, unit: str) -> None:
-        nonlocal last
-        if done == total or time.monotonic() - last > PROGRESS_SECONDS:
-            last = time.monotonic()
-            work.log.write(EventType.PROGRESS, done=done, total=total, unit=unit)
-
-    assistant = checkpoints.load(subject.folder, bases, merge=True)
-    audit = Audit(**inputs.audit(work.inputs["data"], _names(wanted)))
-    cache = Disk(work.settings.feature_cache, work.settings.feature_cache_bytes)
-    # Candidate and champion alike: what two engines answer could not be compared.
-    exported = exports.ensure(subject, lambda: bases, store) if vllm_engine.usable(wanted.resources) else None
-    evaluate(
-        wanted,
-        assistant,
-        subject.digest,
-        asked,
-        work.final,
-        progress=progress,
-        verify=False,
-        audit=audit,
-        export=exported,
-        feature_cache=cache,
-    )
+        ask(local_job(task, fetched(task, work.store), launcher.here(work), work.settings))
+        return None
+    there = launcher.run(task, work)
+    work.store.fetch(work.store.uri(work.final))  # small, and promotion and the page read it
+    return there
 
 
 def _own_data(work: Work) -> Reference:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import subprocess
 from pathlib import Path
 
@@ -19,14 +20,19 @@ ROOT = Path(__file__).resolve().parents[2]
 SUFFIXES = frozenset({".py", ".yaml", ".j2"})
 GROUND = ("model/batch.py", "model/config", "model/errors.py", "model/manifest.py", "model/recipe.py")
 DECIDES = ("decision", "results", "bootstrap")
+SHARING = ("model/training/ranks.py", "model/training/watchdog.py")
+"""By which workers of an evaluation talk; nothing else of the training."""
 CODE: dict[str, tuple[str, ...]] = {
     "data": (*GROUND, "model/data", "components/data"),
     "train": (*GROUND, "model/data", "model/architecture", "model/training", "components/train"),
-    "evaluate": (*GROUND, "model/data", "model/architecture", "model/evaluation", "components/evaluate"),
+    "evaluate": (*GROUND, "model/data", "model/architecture", "model/evaluation", *SHARING, "components/evaluate"),
     "register": (*GROUND, "model/data", "model/architecture", "components/register"),
     "promote": (*GROUND, "model/data/records.py", *(f"model/evaluation/{n}.py" for n in DECIDES), "components/promote"),
 }
 """Kind of step -> files and folders, relative to the root of the code."""
+PACKAGES = ("model", "components", "pipelines")
+REVISION = "revision.json"
+"""In the root of code that lies in an image: the commit that it came from, as `revision` gives it."""
 LEFT_OUT = ("model/data/sources", "model/evaluation/report")
 """Prefixes of paths under the folders above whose content does not touch any step's result."""
 
@@ -53,9 +59,19 @@ def files(kind: str, root: Path = ROOT) -> list[str]:
     return sorted(name for name in found if not name.startswith(LEFT_OUT))
 
 
+def everything(root: Path = ROOT) -> str:
+    """Digest (64 hex digits) of all code: two places that have the same give every step the same key."""
+    total = hashlib.sha256()
+    for path in sorted(path for package in PACKAGES for path in (root / package).rglob("*") if path.suffix in SUFFIXES):
+        total.update(f"{path.relative_to(root).as_posix()}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
 @functools.cache
 def revision(root: Path = ROOT) -> dict[str, str | bool]:
-    """Commit of the checkout and whether it has changes; `unknown` where the code does not come from a checkout."""
+    """Commit of the code and whether it was changed since; `unknown` where it comes neither from a checkout nor from an image."""
+    if (root / REVISION).is_file():
+        return dict(json.loads((root / REVISION).read_text(encoding="utf-8")))
     command = ("git", "-C", str(root), "status", "--porcelain=v2", "--branch", "--", "model", "components", "pipelines")
     try:
         lines = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.splitlines()

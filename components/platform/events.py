@@ -82,6 +82,11 @@ class EventLog:
     def write(self, type: EventType, **fields: Any) -> Event:
         """Append one event. CannotWriteError if the log does not take it."""
         event = Event(type=type, time=time.time(), step=self.step, attempt=self.attempt, **fields)
+        self.append(event)
+        return event
+
+    def append(self, event: Event) -> None:
+        """Append an event as it is; it may have been written elsewhere. Errors as `write`."""
         line = event.model_dump_json(exclude_defaults=True).encode() + b"\n"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -92,7 +97,6 @@ class EventLog:
                 os.close(descriptor)
         except OSError as error:
             raise cannot_write(self.path, error) from error
-        return event
 
 
 class Follower:
@@ -111,12 +115,17 @@ class Follower:
             return []
         whole = content[: content.rfind(b"\n") + 1]
         self.offset += len(whole)
-        return [event for line in whole.splitlines() if (event := _parse(line)) is not None]
+        return parse(whole)
 
 
 def read(path: Path) -> list[Event]:
     """All events of a log; empty if there is none."""
     return Follower(path).new()
+
+
+def parse(content: bytes) -> list[Event]:
+    """The events of whole lines; unknown ones are passed over."""
+    return [event for line in content.splitlines() if (event := _parse(line)) is not None]
 
 
 def _parse(line: bytes) -> Event | None:

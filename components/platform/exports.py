@@ -21,7 +21,7 @@ def ensure(checkpoint: Reference, bases: Callable[[], Mapping[str, Path]], store
         bases: Gives its base models by their name in the registry; asked only if there is something to make.
         store: Where exports are; one that was damaged is set aside.
     """
-    uri = f"exports/{checkpoint.digest}"
+    uri = uri_of(checkpoint)
     final = store.root / uri
     try:
         return store.fetch(uri)
@@ -31,6 +31,19 @@ def ensure(checkpoint: Reference, bases: Callable[[], Mapping[str, Path]], store
     _export(checkpoint.folder, bases(), final)
     store.publish(uri)
     return final
+
+
+def uri_of(checkpoint: Reference) -> str:
+    """Where a checkpoint's export is in the store."""
+    return f"exports/{checkpoint.digest}"
+
+
+def is_there(checkpoint: Reference, store: Store) -> bool:
+    """Whether the store has the export, its bytes unseen."""
+    try:
+        return bool(store.manifest_of(uri_of(checkpoint)))
+    except (DataError, MissingInputError):
+        return False
 
 
 def _export(checkpoint: Path, bases: Mapping[str, Path], final: Path) -> None:

@@ -7,7 +7,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
 
 from model.config import Resources
 
@@ -51,3 +53,25 @@ class Result:
     """The letter's way out."""
     tries: int = 1
     """How often the workers were started."""
+    digest: str = ""
+    """Of what was made."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Of the libraries that made it."""
+    job: str = ""
+    """Drawn anew by each entrypoint: tells its result from that of an earlier one."""
+
+
+class Backend(Protocol):
+    """Where heavy work runs that does not run in this process."""
+
+    def run(self, work: HeavyWork, tell: Callable[[str], None], result: Callable[[], Result | None]) -> None:
+        """Start the work, or adopt the job that an earlier attempt started, and wait for its end.
+
+        Args:
+            work: What.
+            tell: Is given each change of state, in words.
+            result: Reads what the entrypoint wrote last; None if there is nothing.
+
+        Raises:
+            BiovlmError: The letter of its end, if that is not a result of 0.
+        """

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from components.platform.reference import Reference
-from components.platform.store import Store
+from components.platform.store import Source, Store
 from model import manifest
 from model.errors import MissingInputError
 
@@ -28,12 +28,18 @@ def verified(data: Reference, store: Store, names: Collection[str] | None = None
         RefusedError: A folder's content is not what the data artifact says.
         MissingInputError: A folder is gone, or a name is not in the artifact.
     """
-    opened: dict[str, dict[str, Path]] = {"sets": {}, "bases": {}}
+    found = sources(data, names)
+    return {group: {name: store.fetch(entry.uri, entry.digest) for name, entry in part.items()} for group, part in found.items()}
+
+
+def sources(data: Reference, names: Collection[str] | None = None) -> dict[str, dict[str, Source]]:
+    """As `verified`, but only where they are: `{"sets": {name: source}, "bases": {name: source}}`. MissingInputError as there."""
+    found: dict[str, dict[str, Source]] = {"sets": {}, "bases": {}}
     for name, group, facts in _entries(data):
         if names is None or name in names:
-            opened[group][name] = store.fetch(facts["uri"], facts["digest"])
-    _refuse_missing(names or (), opened["sets"].keys() | opened["bases"].keys())
-    return opened
+            found[group][name] = Source(kind=group.removesuffix("s"), uri=facts["uri"], digest=facts["digest"])
+    _refuse_missing(names or (), found["sets"].keys() | found["bases"].keys())
+    return found
 
 
 def identity(data: Reference, names: Collection[str]) -> dict[str, str]:

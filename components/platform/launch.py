@@ -6,7 +6,7 @@
    none.
 3. `TorchTrainer` runs the function in as many worker processes as the recipe says. A worker that dies is started again, at most
    `max_failures` times; the function finds its own checkpoints and goes on. A BiovlmError is not a death: see
-   `components/train/worker.py`.
+   `components/platform/workers.py`.
 """
 
 from __future__ import annotations
@@ -91,33 +91,37 @@ def run_workers(
     storage: Path,
     resources: Resources,
     settings: Settings,
+    inside: bool = False,
 ) -> None:
     """Run the function in Ray Train workers until it is done.
 
     Args:
-        function: Dotted name of the function that every worker calls; its module also has a `torch_config`. A name, because the
-            module imports ray, which reads its environment at that moment, and must not do so before the token is known.
+        function: Dotted name of the function that every worker calls. A name, because its module imports ray, which reads its
+            environment at that moment, and must not do so before the token is known.
         job: Its argument, as JSON values.
         name: Name of the Ray Train run; a digest, because Ray resumes any run of the same name.
         storage: Folder for Ray's own notes about the run.
         resources: Number and size of the workers, and how many deaths are forgiven.
         settings: Says where the run's Ray is.
+        inside: This process is a job of a Ray cluster, and the workers are to run there.
 
     Raises:
         InternalError: A worker died too often, or failed with an error that is not a BiovlmError.
         BiovlmError: What a worker could not write down. CannotWriteError: The disk is full.
     """
-    with _connected(settings, resources):
+    with _inside() if inside else _connected(settings, resources):
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchTrainer
         from ray.train.v2.api.exceptions import TrainingFailedError
+
+        from components.platform import workers
 
         module_name, _, name_in_module = function.rpartition(".")
         module = importlib.import_module(module_name)
         trainer = TorchTrainer(
             getattr(module, name_in_module),
             train_loop_config=job,
-            torch_config=module.torch_config(resources.stall_seconds),
+            torch_config=workers.torch_config(resources.stall_seconds),
             scaling_config=ScalingConfig(
                 num_workers=resources.workers,
                 use_gpu=resources.gpus_per_worker > 0,
@@ -168,6 +172,23 @@ def _connected(settings: Settings, resources: Resources) -> Iterator[None]:
         ray.shutdown()
         if head:
             head.stop()
+
+
+@contextlib.contextmanager
+def _inside() -> Iterator[None]:
+    """Inside, this process is a driver of the cluster whose job it is; the cluster's own settings (its token) stand."""
+    for name, value in QUIET.items():
+        if name.startswith("RAY_TRAIN_"):
+            os.environ.setdefault(name, value)
+    import ray
+
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(address="auto", log_to_driver=True, logging_level="WARNING")
+        signal.signal(signal.SIGTERM, on_sigterm)
+        yield
+    finally:
+        ray.shutdown()
 
 
 def cpus_for(resources: Resources) -> int:

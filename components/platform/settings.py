@@ -14,8 +14,10 @@
 | BIOVLM_CHECKPOINTS | `s3://BUCKET/PREFIX` for checkpoints of unfinished stages: any node goes on from there | in `home` |
 | BIOVLM_STORE | `s3://BUCKET/PREFIX` of artifacts shared by steps on different machines; `store` in the home is its cache | none |
 | BIOVLM_DATA | URL of the Git repository that is the data registry, whose DVC remote all can read; only read from | in `home` |
+| BIOVLM_DVC_REMOTE | DVC remote of the registry that is written here, `s3://BUCKET/PREFIX` or a folder | `dvc-remote` in `home` |
 | BIOVLM_LAUNCHER | where heavy work runs: `process` (Ray on this machine), `jobs` (a cluster by address) or `kuberay` | `process` |
 | BIOVLM_RAY_ADDRESS | `http://HOST:8265` of that cluster; it alone means `jobs`. Ray reads its token (RAY_AUTH_TOKEN_PATH) | none |
+| BIOVLM_RECIPE | name of the run's recipe, for the labels of jobs on a cluster | `unknown` |
 | BIOVLM_POOLS | file of the site's pools of machines (components/platform/pools.py) | the pools of biovlm |
 | BIOVLM_TASK_CONFIG | what KFP passed on to the Ray workers; written by the steps themselves | none |
 | KF_PIPELINES_ENDPOINT | address of the Kubeflow server, for the commands that talk to it (components/platform/addresses.py) | none |
@@ -26,7 +28,6 @@
 | BIOVLM_KFP_TIME_ZONE | zone in which that server reads cron expressions (its CRON_SCHEDULE_TIMEZONE) | `UTC` |
 | BIOVLM_LAUNCHER_IMAGE, BIOVLM_TRAIN_IMAGE | images of a cluster by digest, `REGISTRY/NAME@sha256:...` | none |
 | BIOVLM_FEATURE_CACHE_GIB | most that features of images may take in `cache/features` of the home; `0` keeps none on disk | `20` |
-| BIOVLM_POOLS | a file with the site's pools of machines | `components/platform/pools.yaml` |
 | BIOVLM_NAMESPACE | namespace of the RayJobs | none; KubeRay needs it |
 | BIOVLM_TRAIN_IMAGE | the train image by digest | none; KubeRay needs it |
 | BIOVLM_TEAM, BIOVLM_COST_CENTRE | who pays, in labels | none, KubeRay needs it; `none` |
@@ -69,8 +70,10 @@ class Settings:
     checkpoints: str = ""
     shared_store: str = ""
     data_url: str = ""
+    dvc_remote_url: str = ""
     launcher: str = "process"
     ray_address: str = ""
+    recipe: str = "unknown"
     mirrored: bool = False
     trace: bool = False
     feature_cache_gib: float = FEATURE_CACHE_GIB
@@ -92,8 +95,10 @@ class Settings:
             checkpoints=env.get("BIOVLM_CHECKPOINTS", ""),
             shared_store=env.get("BIOVLM_STORE", ""),
             data_url=env.get("BIOVLM_DATA", ""),
+            dvc_remote_url=env.get("BIOVLM_DVC_REMOTE", ""),
             launcher=_launcher(env),
             ray_address=env.get("BIOVLM_RAY_ADDRESS", ""),
+            recipe=env.get("BIOVLM_RECIPE") or "unknown",
             pools=Path(env["BIOVLM_POOLS"]) if env.get("BIOVLM_POOLS") else None,
             mirrored=env.get("BIOVLM_MIRRORED") == "1",
             trace=env.get("BIOVLM_TRACE") == "1",
@@ -110,8 +115,10 @@ class Settings:
             "BIOVLM_CHECKPOINTS": self.checkpoints,
             "BIOVLM_STORE": self.shared_store,
             "BIOVLM_DATA": self.data_url,
+            "BIOVLM_DVC_REMOTE": self.dvc_remote_url,
             "BIOVLM_LAUNCHER": self.launcher,
             "BIOVLM_RAY_ADDRESS": self.ray_address,
+            "BIOVLM_RECIPE": self.recipe,
             "BIOVLM_POOLS": str(self.pools or ""),
             "BIOVLM_MIRRORED": "1" if self.mirrored else "0",
             "BIOVLM_TRACE": "1" if self.trace else "0",

@@ -83,6 +83,9 @@ class SharedStore(Store):
             )
         return found
 
+    def address(self, uri: str) -> str:
+        return f"{self.objects.label}/{FILES}/{self.manifest_of(uri).digest}"
+
     def holds(self, uri: str, digest: str) -> bool:
         found = self._published(uri)
         return found is not None and found.digest == digest and self._whole(found)
@@ -99,6 +102,10 @@ class SharedStore(Store):
 
     def publish(self, uri: str, record: StepRecord | None = None) -> Manifest:
         folder = self._inside(uri)
+        if not (folder / FILE_NAME).is_file():  # made on another machine, which published it
+            if record:
+                self.objects.put_new(self._record_name(record.kind, record.key), _bytes(record))
+            return self.manifest_of(uri)
         mine = manifest.read(folder)
         theirs = self._published(uri)
         if theirs is None or theirs.digest == mine.digest:

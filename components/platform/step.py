@@ -31,8 +31,10 @@ from components.platform.events import EventLog, EventType
 from components.platform.reference import Reference
 from components.platform.settings import Settings
 from components.platform.store import Source, StepRecord, Store, open_store
+from components.platform.task import Task
 from model import manifest, recipe
-from model.errors import BiovlmError, InternalError, PreemptedError
+from model.config import Resources
+from model.errors import BiovlmError, InternalError, MissingInputError, PreemptedError
 
 LIBRARIES = ("torch", "transformers", "peft", "safetensors", "ray", "numpy", "pillow")
 STOP_FILE = "stop"
@@ -56,6 +58,29 @@ class Work:
     inputs: dict[str, Reference]
     parents: dict[str, str]
     """Role -> digest of the inputs, for the manifest."""
+    kind: str
+
+    def note(self, sentence: str) -> None:
+        """Tell the reader of the run."""
+        self.log.write(EventType.NOTE, message=sentence)
+
+    def source(self, ref: Reference) -> Source:
+        """An input by its place in the store."""
+        return Source(kind=ref.kind, uri=self.store.uri(ref.folder), digest=ref.digest)
+
+    def task(self, function: str, job: dict[str, Any], artifacts: dict[str, dict[str, Source]], resources: Resources) -> Task:
+        """This step's heavy work (components/platform/task.py)."""
+        return Task(
+            function=function,
+            job=job,
+            artifacts=artifacts,
+            resources=resources,
+            kind=self.kind,
+            key=self.key,
+            step=self.name,
+            run_id=self.settings.run_id,
+            attempt=self.log.attempt,
+        )
 
 
 def run_step(
@@ -64,9 +89,10 @@ def run_step(
     piece: Mapping[str, Any],
     inputs: Mapping[str, str | None],
     out: str,
-    produce: Callable[[Work], None],
+    produce: Callable[[Work], Mapping[str, str] | None],
     identify: Callable[[Mapping[str, Reference]], dict[str, str]] | None = None,
     still_good: Callable[[manifest.Manifest], bool] | None = None,
+    heavy: bool = False,
 ) -> Reference:
     """Reuse or make the result of one step, and write the reference to it.
 
@@ -76,9 +102,10 @@ def run_step(
         piece: The step's slice of the recipe.
         inputs: Role -> path of a reference file; roles without a path are left out.
         out: Where KFP wants the reference to the result.
-        produce: Writes the artifact.
+        produce: Writes the artifact; the versions of the libraries that made it, if that was not this process's environment.
         identify: What of the inputs belongs to the key; the digest of each, unless given.
         still_good: A last question about a stored result; False runs the step again.
+        heavy: Its inputs are read where the launcher has the work done, and need not come to this machine.
     """
     settings = Settings.from_environment()
     with guarded(name, settings) as log:
@@ -93,9 +120,9 @@ def run_step(
                 result = Reference.to(store.folder(kind, key), stored)
                 log.write(EventType.REUSED, facts=_facts(kind, key, result))
             else:
-                parents = _verified(given, store)
+                parents = _verified(given, store, elsewhere=heavy and settings.launcher != "process")
                 folders = store.folder(kind, key), store.scratch(kind, key)
-                work = Work(settings, store, log, name, piece, key, *folders, given, parents)
+                work = Work(settings, store, log, name, piece, key, *folders, given, parents, kind)
                 result = _make(store, work, _record(kind, identity, work), produce)
         result.write(Path(out), store.root)
     return result
@@ -159,19 +186,27 @@ def _mirror(settings: Settings) -> None:
     mirror.copy_once(settings)
 
 
-def _verified(given: Mapping[str, Reference], store: Store) -> dict[str, str]:
-    """Hash the inputs of a step that will really run. RefusedError, MissingInputError: one is not what its reference says."""
+def _verified(given: Mapping[str, Reference], store: Store, elsewhere: bool) -> dict[str, str]:
+    """Hash the inputs of a step that will really run, or ask whether they are where it will run.
+
+    Raises:
+        RefusedError, MissingInputError: One is not what its reference says.
+    """
     for ref in given.values():
         if not ref.is_none:
-            store.fetch(store.uri(ref.folder), ref.digest)
+            uri = store.uri(ref.folder)
+            if not elsewhere:
+                store.fetch(uri, ref.digest)
+            elif not store.holds(uri, ref.digest):
+                raise MissingInputError(f"{uri} of {ref.digest[:12]} is not whole in the shared store", "run the command again")
     return {role: ref.digest for role, ref in given.items() if not ref.is_none}
 
 
-def _make(store: Store, work: Work, record: StepRecord, produce: Callable[[Work], None]) -> Reference:
+def _make(store: Store, work: Work, record: StepRecord, produce: Callable[[Work], Mapping[str, str] | None]) -> Reference:
     store.write_record(record)
-    produce(work)
+    there = produce(work)
     seconds = time.time() - record.started
-    record = record.model_copy(update={"seconds": seconds})
+    record = record.model_copy(update={"seconds": seconds, "versions": dict(there or record.versions)})
     store.write_record(record)
     result = Reference.to(work.final, store.publish(store.uri(work.final), record))
     work.log.write(EventType.FINISHED, seconds=seconds, facts=_facts(record.kind, work.key, result))
@@ -187,18 +222,15 @@ def _record(kind: str, identity: Mapping[str, str], work: Work) -> StepRecord:
         piece=recipe.key_content(work.piece),
         identity=dict(identity),
         code=code.digest(kind),
-        inputs={
-            role: Source(kind=ref.kind, uri=work.store.uri(ref.folder), digest=ref.digest)
-            for role, ref in work.inputs.items()
-            if not ref.is_none
-        },
+        inputs={role: work.source(ref) for role, ref in work.inputs.items() if not ref.is_none},
         revision=code.revision(),
-        versions=_versions(),
+        versions=versions(),
         started=time.time(),
     )
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that a result may depend on, in this environment."""
     found = {"python": sys.version.split()[0]}
     for name in LIBRARIES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

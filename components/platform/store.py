@@ -107,6 +107,10 @@ class Store:
         """What the artifact at `uri` says of itself, its files unseen. Errors as `model.manifest.read`."""
         return manifest.read(self._inside(uri))
 
+    def address(self, uri: str) -> str:
+        """Where others find the files of the artifact at `uri`."""
+        return str(self._inside(uri))
+
     def holds(self, uri: str, digest: str) -> bool:
         """Whether the artifact of `digest` is at `uri` and can be used."""
         try:

@@ -35,6 +35,7 @@ QUIET = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # what it logs as an error it also raises, and a person gets a letter instead of its trace
 }
 RUN_TAG, STEP_TAG, ATTEMPT_TAG, KEY_TAG = "biovlm.run_id", "biovlm.step", "biovlm.attempt", "biovlm.key"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from components.platform.champion import CHECKPOINT_DIGEST
@@ -23,7 +22,7 @@ class Candidate:
 
     registered_model: str
     checkpoint: str
-    source: Path
+    source: str
     tags: Mapping[str, str]
     figures: Mapping[str, float]
     sets: Mapping[str, Mapping[str, Any]]
@@ -45,7 +44,7 @@ def ensure_version(settings: Settings, candidate: Candidate) -> tuple[str, str]:
             client.set_model_version_tag(name, version, key, value)
     else:
         made = client.create_model_version(
-            name, source=str(candidate.source), run_id=run, tags=dict(candidate.tags), model_id=model_id
+            name, source=candidate.source, run_id=run, tags=dict(candidate.tags), model_id=model_id
         )
         version = str(made.version)
     # MLflow writes this link itself only for versions made from `models:/` sources.

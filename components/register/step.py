@@ -1,6 +1,7 @@
 """Registration: the checkpoint becomes a plain transformers folder and a version of the registered model, with its lineage.
 
-1. The checkpoint is exported (`model.architecture.export`) into the store under the checkpoint's digest.
+1. The checkpoint is exported (`model.architecture.export`) into the store under the checkpoint's digest; where heavy work is done
+   elsewhere, the evaluation did that.
 2. A LoggedModel and a version are made in MLflow, or found again by the checkpoint's digest: the same candidate has one version,
    however often this step runs.
 3. The version's tags name checkpoint, report, data, recipe, code and licences; they are what `biovlm lineage` and promotion read.
@@ -12,7 +13,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 
 from components.platform import champion, exports, inputs, lineage
 from components.platform.reference import Reference
@@ -21,6 +21,7 @@ from components.platform.store import Store
 from components.register.registry import Candidate, ensure_version
 from model import manifest
 from model.config import RegisterSlice
+from model.errors import MissingInputError
 
 KIND = "receipt"
 USE = "research only: not a medical device, not for clinical decisions"
@@ -29,7 +30,7 @@ USE = "research only: not a medical device, not for clinical decisions"
 def run(piece: str, tracking: str, data: str, checkpoint: str, report: str, receipt: str) -> None:
     """Register or find the version of a checkpoint, and write the receipt's reference to the path `receipt`."""
     given = {"data": data, "checkpoint": checkpoint, "report": report}
-    run_step("register", "register", json.loads(piece), given, receipt, _produce, partial(identity, tracking))
+    run_step("register", "register", json.loads(piece), given, receipt, _produce, partial(identity, tracking), heavy=True)
 
 
 def identity(tracking: str, given: Mapping[str, Reference]) -> dict[str, str]:
@@ -40,12 +41,12 @@ def identity(tracking: str, given: Mapping[str, Reference]) -> dict[str, str]:
 def _produce(work: Work) -> None:
     wanted, store = RegisterSlice.model_validate(work.piece), work.store
     checkpoint, report = work.inputs["checkpoint"], work.inputs["report"]
-    exported = exports.ensure(checkpoint, lambda: inputs.verified(work.inputs["data"], store)["bases"], store)
+    exported = _exported(work)
     tree = lineage.tree(store, lineage.relative(store, report.folder))
     candidate = Candidate(
         registered_model=wanted.registered_model,
         checkpoint=checkpoint.digest,
-        source=exported,
+        source=store.address(exported),
         tags=_tags(wanted, work, store, exported, tree),
         figures={name: float(value) for name, value in report.facts.get("figures", {}).items()},
         sets=work.inputs["data"].facts["sets"],
@@ -63,14 +64,31 @@ def _produce(work: Work) -> None:
         "version": version,
         "model_id": model_id,
         "checkpoint": checkpoint.digest,
-        "export": lineage.relative(store, exported),
+        "export": exported,
         "figures": {"version": version},
     }
     with manifest.commit(work.final, KIND, work.parents, facts) as folder:
         (folder / "lineage.json").write_text(top.model_dump_json(indent=1), encoding="utf-8")
 
 
-def _tags(wanted: RegisterSlice, work: Work, store: Store, exported: Path, tree: lineage.Node) -> dict[str, str]:
+def _exported(work: Work) -> str:
+    """Place of the checkpoint's export in the store, where it is after this.
+
+    Raises:
+        MissingInputError: Heavy work is done elsewhere, so this machine may have no torch, and the evaluation left no export.
+    """
+    checkpoint, store = work.inputs["checkpoint"], work.store
+    if work.settings.launcher == "process":
+        exports.ensure(checkpoint, lambda: inputs.verified(work.inputs["data"], store)["bases"], store)
+    elif not exports.is_there(checkpoint, store):
+        raise MissingInputError(
+            f"the export of checkpoint {checkpoint.digest[:12]} is not in {work.settings.shared_store}",
+            f"the evaluation makes it: remove {store.uri(work.inputs['report'].folder)} from the store, and run again",
+        )
+    return exports.uri_of(checkpoint)
+
+
+def _tags(wanted: RegisterSlice, work: Work, store: Store, exported: str, tree: lineage.Node) -> dict[str, str]:
     checkpoint, data = work.inputs["checkpoint"], work.inputs["data"]
     nodes = list(_all(tree))
     code = next(node for node in nodes if node.kind == "code")
@@ -81,7 +99,7 @@ def _tags(wanted: RegisterSlice, work: Work, store: Store, exported: Path, tree:
         champion.RECEIPT_KEY: work.key,
         "biovlm.report": work.inputs["report"].digest,
         "biovlm.data": data.digest,
-        "biovlm.export": lineage.relative(store, exported),
+        "biovlm.export": exported,
         "biovlm.recipe": wanted.recipe,
         "biovlm.recipe_digest": wanted.recipe_digest,
         "biovlm.commit": code.facts["commit"],

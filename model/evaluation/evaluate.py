@@ -13,7 +13,7 @@ The journey of an evaluation:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from model.evaluation.benchmark import BenchmarkFile
 from model.evaluation.bootstrap import Draws
 from model.evaluation.generate import Engine, Features, Prediction, Progress, answer_all, blinded, mean_image
 from model.evaluation.results import KIND, BenchmarkResult, Item, Report, write
+from model.evaluation.sharing import Shard, answered_together
 from model.evaluation.summary import Answered, summarise
 
 TRAIN = "train"
@@ -68,6 +69,7 @@ def evaluate(
     audit: Audit | None = None,
     feature_cache: Disk | None = None,
     export: Path | None = None,
+    shard: Shard | None = None,
 ) -> dict[str, Any]:
     """Evaluate `assistant` and commit the report artifact at `out`.
 
@@ -83,6 +85,7 @@ def evaluate(
         audit: Records to leave out and limits, as training had them; none leaves out nothing.
         export: The assistant as `model.architecture.export` wrote it: vLLM answers from it, where it is installed and a GPU is asked for.
         feature_cache: Where the tower's features of images are kept, as training keeps them.
+        shard: This worker, if several share the questions; the first one writes the report.
 
     Returns:
         The facts of the artifact: the headline figures of each benchmark.
@@ -92,7 +95,7 @@ def evaluate(
         MissingInputError: A data set or split that is not there.
         ConfigError: An unknown benchmark.
     """
-    audit = audit or Audit()
+    audit, shard = audit or Audit(), shard or Shard()
     opened = {name: audit.open(name, folder, verify) for name, folder in sets.items()}
     source = PixelSource(assistant.image_processor, cache_bytes=0, max_pixels=audit.max_image_pixels)
     assistant.model.requires_grad_(False)
@@ -107,14 +110,15 @@ def evaluate(
     for entry, file, records in asked:
         training = _training(entry.set, opened, source, training_images)
         answered = _answer(
-            piece, assistant, file, opened[entry.set], records, training, features, engine, _shifted(progress, done, total)
+            piece, assistant, file, opened[entry.set], records, training, features, engine, _shifted(progress, done, total), shard
         )
         done += 2 * len(records)
         draws = Draws((r.group for r in records), piece.evaluation.bootstrap_samples, piece.evaluation.confidence, piece.seed)
         result = summarise(file, entry, opened[entry.set].manifest, answered, training.mean_of, draws)
         results.append(result)
         items += [one.item(result.key) for one in answered]
-    return _commit(_report(piece, checkpoint, results), items, opened, out)
+    report = _report(piece, checkpoint, results)
+    return _commit(report, items, opened, out) if shard.leads else facts_of(report)
 
 
 def _commit(report: Report, items: Sequence[Item], opened: Mapping[str, DataSet], out: Path) -> dict[str, Any]:
@@ -204,16 +208,22 @@ def _answer(
     features: FeatureSource,
     engine: Engine | None,
     progress: Progress | None,
+    shard: Shard,
 ) -> list[Answered]:
     """All questions with their images and blind, joined with what the baselines say."""
 
-    def ask(wanted: Sequence[Record], seen: Features, start: int) -> list[Prediction]:
+    def ask(wanted: Sequence[Record], seen: Features, start: int, key: Callable[[Record], Hashable]) -> list[Prediction]:
         size, longest = piece.evaluation.batch_size, piece.evaluation.max_new_tokens
-        return answer_all(assistant, wanted, seen, size, longest, _shifted(progress, start, 0), file.worded, engine)
+
+        def answer(mine: Sequence[Record]) -> list[Prediction]:
+            told = _shifted(progress, start, 0, len(wanted) / len(mine))
+            return answer_all(assistant, mine, seen, size, longest, told, file.worded, engine)
+
+        return answered_together(wanted, key, answer, shard)
 
     mean = encode(assistant.model, training.mean[None].to(assistant.device))
-    seeing = ask(records, lambda names: features([dataset.path(name) for name in names]), 0)
-    blind = ask(blinded(records), lambda names: mean.expand(len(names), -1, -1), len(records))
+    seeing = ask(records, lambda names: features([dataset.path(name) for name in names]), 0, lambda record: record.images)
+    blind = ask(blinded(records), lambda names: mean.expand(len(names), -1, -1), len(records), lambda record: record.question)
     digests = _file_digests(dataset)
     return [
         Answered(
@@ -237,12 +247,12 @@ def _engine(piece: EvaluateSlice, assistant: Assistant, export: Path | None, rec
     return vllm_engine.VllmEngine(export, assistant, end, piece.evaluation.max_new_tokens, images)
 
 
-def _shifted(progress: Progress | None, start: int, total: int) -> Progress | None:
-    """Progress of a part as progress of the whole; total 0 keeps the part's own."""
+def _shifted(progress: Progress | None, start: int, total: int, scale: float = 1.0) -> Progress | None:
+    """Progress of a part as progress of the whole; total 0 keeps the part's own. Others do as much, so that all did `scale` times."""
     if progress is None:
         return None
     call = progress
-    return lambda done, all_done, _unit: call(start + done, total or all_done, "answers")
+    return lambda done, all_done, _unit: call(start + round(done * scale), total or all_done, "answers")
 
 
 def _file_digests(dataset: DataSet) -> dict[str, str]:

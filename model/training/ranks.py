@@ -1,7 +1,8 @@
 """The workers of one run, as much of `torch.distributed` as the loop needs.
 
 1. `Ranks.current()` reads the process group that the launcher opened; without one it is a world of one, and every method is free.
-2. `sum` adds tensors over all ranks; `same` gives all ranks rank 0's number; `gather` collects equal tensors in rank order.
+2. `sum` adds tensors over all ranks; `same` and `told` give all ranks rank 0's number or text; `gather` collects equal tensors in rank
+   order.
 3. `together` runs something on rank 0 alone, and lets the other ranks fail with it instead of waiting for it for ever.
 4. `ending_together` does the same for everything else: a rank that fails alone leaves its letter in the group's store, where the
    others look while they wait, and they fail with it.
@@ -85,6 +86,14 @@ class Ranks:
     def same(self, number: int) -> int:
         """Rank 0's `number` on every rank."""
         return int(self.sum(torch.tensor([number if self.leads else 0], dtype=torch.int64))[0])
+
+    def told(self, text: str) -> str:
+        """Rank 0's `text` on every rank; what the others give is not looked at."""
+        content = text.encode() if self.leads else b""
+        letters = torch.zeros(self.same(len(content)), dtype=torch.int32)
+        if self.leads:
+            letters[:] = torch.tensor(list(content), dtype=torch.int32)
+        return bytes(self.sum(letters).tolist()).decode()
 
     def gather(self, tensor: torch.Tensor) -> list[torch.Tensor]:
         """`tensor` of every rank in rank order, on the CPU; all have one shape."""

@@ -98,10 +98,10 @@ def run_stage(
     sources = material.opened(piece, inputs.sets, inputs.exclude, inputs.max_quarantined)
     parents = _parents(inputs, sources)
     configuration = _configuration(piece, inputs, parents, ranks)
-    finished = _finished(final, configuration)
-    if finished is not None:
+    finished = _finished(final, configuration) if ranks.leads else None  # the other ranks may be on machines without it
+    if ranks.same(int(finished is not None)):
         reporter.note(f"{final} is already there and verifies")
-        return finished
+        return _manifest(finished, ranks)
     assistant, training, facts = _assemble(piece, inputs, sources, configuration, device, ranks, reporter, work)
     done = train(replace(training, stop=stop or (lambda: False)))
     facts |= {"skipped_steps": done.num_skips, "left_out_steps": done.jumped, "world_sizes": training.store.world_sizes}
@@ -114,7 +114,12 @@ def run_stage(
 
     with training.sharing.whole(learned):
         ranks.together(write)
-    return manifest.read(final)
+    return _manifest(manifest.read(final) if ranks.leads else None, ranks)
+
+
+def _manifest(mine: manifest.Manifest | None, ranks: Ranks) -> manifest.Manifest:
+    """Rank 0's manifest on every rank."""
+    return manifest.Manifest.model_validate_json(ranks.told(mine.model_dump_json() if mine else ""))
 
 
 def _assemble(

@@ -9,14 +9,12 @@ from typing import Any
 import ray.train
 import torch
 
+from components.platform import workers
 from components.train import worker
-from components.train.worker import torch_config
 from model.training.ranks import Ranks, ending_together
 from model.training.reporter import ListReporter
 from tests.fault_plan import install
 from tests.toy_run import finish, toy_training
-
-__all__ = ["torch_config", "train"]
 
 
 def train(job: dict[str, Any]) -> None:
@@ -43,7 +41,7 @@ def run(job: dict[str, Any], scratch: Path, leads: bool) -> None:
     def go() -> str:
         ranks = Ranks.current(torch.device("cpu"), 60.0)
         stop = Path(job["stop"])
-        training, _ = toy_training(scratch / "work", Slow(), lambda: worker.asked(stop), ranks)
+        training, _ = toy_training(scratch / "work", Slow(), lambda: workers.asked(stop), ranks)
         return finish(training)
 
     digest = go()

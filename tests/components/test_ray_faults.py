@@ -12,9 +12,8 @@ import pytest
 import torch
 from torch import distributed
 
-from components.platform import launch
+from components.platform import launch, letter
 from components.platform.settings import Settings
-from components.train import letter
 from model.config import Resources
 from model.errors import ExitCode, PreemptedError
 from model.training.places import Folder

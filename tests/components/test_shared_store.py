@@ -110,6 +110,23 @@ def test_of_two_that_make_the_same_the_first_stands_and_the_second_takes_it(pod,
     assert second.store.record("train", found.folder.name) == first.store.record("train", found.folder.name)
 
 
+def test_of_two_that_publish_at_the_same_moment_one_stands_whole_for_both(tmp_path, shared, client):
+    first, second = (SharedStore(tmp_path / name, shared) for name in ("a", "b"))
+    for store in (first, second):
+        with manifest.commit(store.root / "steps/train/k", "checkpoint") as folder:
+            (folder / "weights").write_text(store.root.name)
+    upload, begun = second.objects.upload, []
+
+    def late(path, name):
+        upload(path, name)
+        begun.append(first.publish("steps/train/k"))  # after the second looked, and before it puts its manifest
+
+    second.objects.upload = late
+    assert second.publish("steps/train/k") == begun[0]
+    for store in (first, second):
+        assert (store.fetch("steps/train/k", begun[0].digest) / "weights").read_text() == "a"
+
+
 def test_a_local_copy_that_was_changed_is_downloaded_again(pod, tmp_path):
     first = pod()
     made = first.step(tmp_path / "a.json")
@@ -169,6 +186,23 @@ def test_a_result_that_was_never_published_is_published_when_it_is_reused(pod, t
     pod().store.fetch(f"steps/train/{made.folder.name}", made.digest)
 
 
+def test_what_a_killed_publisher_left_is_no_artifact(pod, tmp_path, monkeypatch, client, shared):
+    first, real = pod(), objects.Objects.upload
+
+    def upload(self, path, name):
+        if name.endswith("second"):
+            raise InternalError("killed")
+        real(self, path, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(objects.Objects, "upload", upload)
+        with pytest.raises(SystemExit):
+            first.step(tmp_path / "a.json")
+    second = pod()
+    second.step(tmp_path / "b.json")
+    assert second.runs == 1
+
+
 def test_without_its_manifest_an_artifact_does_not_exist(pod, tmp_path, client, shared):
     made = pod().step(tmp_path / "a.json")
     client.delete_object(**blob(client, shared, f"steps/train/{made.folder.name}/manifest.json"))
@@ -210,9 +244,14 @@ def test_what_a_manifest_names_cannot_leave_its_folder(pod, tmp_path, client, sh
     made = pod().step(tmp_path / "a.json")
     where = blob(client, shared, f"steps/train/{made.folder.name}/manifest.json")
     content = json.loads(client.get_object(**where)["Body"].read())
-    content["files"][0]["path"] = "../../evil"
-    client.put_object(**where, Body=json.dumps(content).encode())
-    with pytest.raises((RefusedError, MissingInputError)):
+    content["files"][0]["path"] = "../../../../evil"
+    tampered = manifest.Manifest.model_validate(content)
+    client.put_object(**where, Body=tampered.model_dump_json().encode())
+    old = where["Key"].split("steps/")[0] + "files/"
+    for entry, now in zip(manifest.read(made.folder).files, tampered.files, strict=True):
+        source = {"Bucket": where["Bucket"], "Key": f"{old}{made.digest}/{entry.path}"}
+        client.copy_object(CopySource=source, Bucket=where["Bucket"], Key=f"{old}{tampered.digest}/{now.path}")
+    with pytest.raises(RefusedError, match="leaves its folder"):
         pod().store.fetch(f"steps/train/{made.folder.name}")
     for uri in ("../outside", "steps/../../outside"):
         with pytest.raises(RefusedError, match="leaves its folder"):

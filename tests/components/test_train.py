@@ -7,10 +7,9 @@ import json
 import pytest
 
 from components.evaluate import step as evaluate
-from components.platform import inputs, launch
+from components.platform import inputs, launch, letter
 from components.platform.reference import Reference
 from components.platform.settings import Settings
-from components.train import letter
 from components.train.step import identity
 from model import errors, recipe
 from model.config import EvaluateSlice, Resources, TrainSlice

@@ -1,0 +1,156 @@
+"""Controls of steps on different machines: the shared store, the launcher, the desk between them, the followed registry."""
+
+from __future__ import annotations
+
+from benchmarks._controls_crash import Mutation
+
+STORE, DESK, JOBS = (f"tests/components/test_{name}.py::" for name in ("shared_store", "desk", "jobs"))
+CONTROLS: tuple[Mutation, ...] = (
+    Mutation(
+        "in the shared store the first manifest stands",
+        "components/platform/objects.py",
+        ', Body=content, IfNoneMatch="*")',
+        ", Body=content)",
+        STORE + "test_of_two_that_publish_at_the_same_moment_one_stands_whole_for_both",
+    ),
+    Mutation(
+        "a downloaded byte is compared with the manifest",
+        "components/platform/shared_store.py",
+        "if path.stat().st_size == entry.size_bytes and manifest.sha256_file(path) == entry.sha256:",
+        "if True:",
+        STORE + "test_a_byte_that_was_changed_in_the_bucket_is_refused_and_comes_back_with_the_step",
+    ),
+    Mutation(
+        "a hurt download is tried once more",
+        "components/platform/shared_store.py",
+        "DOWNLOADS = 2",
+        "DOWNLOADS = 1",
+        STORE + "test_a_byte_that_is_hurt_on_the_way_is_downloaded_once_more",
+    ),
+    Mutation(
+        "a downloaded file stays in its folder",
+        "components/platform/shared_store.py",
+        "manifest.safe_join(aside, entry.path)",
+        "(aside / entry.path)",
+        STORE + "test_what_a_manifest_names_cannot_leave_its_folder",
+    ),
+    Mutation(
+        "an artifact made again is not taken for the old one",
+        "components/platform/shared_store.py",
+        "if digest is not None and found.digest != digest:",
+        "if False:",
+        STORE + "test_a_reference_to_what_was_made_again_otherwise_is_refused",
+    ),
+    Mutation(
+        "a bucket without conditional put is refused",
+        "components/platform/shared_store.py",
+        'if not first or second or self.objects.get(name) != b"first":',
+        "if not first:",
+        STORE + "test_a_bucket_whose_conditional_put_replaces_is_refused_before_a_run",
+    ),
+    Mutation(
+        "a result that was not published is published",
+        "components/platform/shared_store.py",
+        "if theirs is None or not self._whole(theirs):",
+        "if False:",
+        STORE + "test_a_result_that_was_never_published_is_published_when_it_is_reused",
+    ),
+    Mutation(
+        "a published result that lacks files is set aside",
+        "components/platform/shared_store.py",
+        "        if theirs is None or self._whole(theirs):",
+        "        if True:",
+        STORE + "test_a_byte_that_was_changed_in_the_bucket_is_refused_and_comes_back_with_the_step",
+    ),
+    Mutation(
+        "a local copy is verified before it is used",
+        "components/platform/shared_store.py",
+        "                manifest.verify(folder, digest)\n",
+        "                manifest.read(folder)\n",
+        STORE + "test_a_local_copy_that_was_changed_is_downloaded_again",
+    ),
+    Mutation(
+        "no work is begun without its inputs in the store",
+        "components/platform/step.py",
+        "elif not store.holds(uri, ref.digest):",
+        "elif False:",
+        DESK + "test_no_work_is_begun_whose_inputs_are_not_in_the_shared_store",
+    ),
+    Mutation(
+        "a job that says done must have published",
+        "components/platform/launcher.py",
+        "    if not _is_published(work, uri):\n        raise",
+        "    if False:\n        raise",
+        DESK + "test_a_job_that_says_done_and_published_nothing_is_not_believed",
+    ),
+    Mutation(
+        "a stale result of 0 is not believed",
+        "components/platform/launcher.py",
+        "        desk.forget_result()",
+        "        pass",
+        DESK + "test_a_result_of_0_whose_artifact_is_gone_is_not_believed_by_the_next_attempt",
+    ),
+    Mutation(
+        "SIGTERM of a launcher reaches the workers",
+        "components/platform/launcher.py",
+        "                    desk.ask_stop()",
+        "                    pass",
+        DESK + "test_a_sigterm_to_the_step_asks_the_work_to_stop_and_waits_for_it",
+    ),
+    Mutation(
+        "the first letter of the workers stays",
+        "components/platform/desk.py",
+        "letter.NAME, once=True)",
+        "letter.NAME)",
+        DESK + "test_the_first_letter_stays_and_reaches_the_workers_of_all_nodes",
+    ),
+    Mutation(
+        "a new attempt takes the stop back",
+        "components/platform/desk.py",
+        "        self._objects.delete([STOP])\n",
+        "",
+        DESK + "test_a_stop_reaches_the_workers_and_is_taken_back_by_the_next_attempt",
+    ),
+    Mutation(
+        "an event is delivered once",
+        "components/platform/desk.py",
+        "            self._offset = self._places.events.stat().st_size",
+        "            pass",
+        DESK + "test_events_are_delivered_once_in_order_also_by_the_courier_of_a_worker_that_was_started_again",
+    ),
+    Mutation(
+        "a job at work is adopted",
+        "components/platform/jobs.py",
+        "    if look.status in WORKS:\n        return Act.WAIT",
+        "    if False:\n        return Act.WAIT",
+        JOBS + "test_a_job_at_work_is_neither_started_again_nor_given_up",
+    ),
+    Mutation(
+        "what cannot change is not submitted again",
+        "components/platform/jobs.py",
+        "look.result.exit_code in NEVER_RETRIED:",
+        "False:",
+        JOBS + "test_what_a_second_try_cannot_change_is_not_tried_again",
+    ),
+    Mutation(
+        "the result of an earlier job is not this one's",
+        "components/platform/jobs.py",
+        "said.job != look.before):",
+        "True):",
+        JOBS + "test_each_end_has_its_letter",
+    ),
+    Mutation(
+        "questions are spread over the workers",
+        "model/evaluation/sharing.py",
+        "owner[key] = min(range(of), key=load.__getitem__)",
+        "owner[key] = 0",
+        "tests/components/test_evaluate.py::test_questions_about_one_image_stay_together_and_the_work_is_even",
+    ),
+    Mutation(
+        "a password in the registry's URL is not told",
+        "components/data/registry_url.py",
+        'parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()',
+        "self._url",
+        "tests/components/data/test_registry_url.py::test_a_registry_that_cannot_be_read_is_a_letter_without_its_password",
+    ),
+)

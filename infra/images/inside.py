@@ -1,0 +1,123 @@
+"""Runs inside a container while an image is built: fills its environment, checks it, and lists what is in it.
+
+1. `install TARGET` makes /app/venv and installs the target's lock into it, offline, every file checked against its hash:
+   first what comes as wheels, then what is built from source against them. What builds does not stay.
+2. `describe TARGET` refuses an image that holds what its target must not, and writes the SBOM (CycloneDX 1.6, JSON): Python packages
+   as cyclonedx-py finds them, Debian packages as dpkg knows them. cyclonedx-py lives in an environment that is thrown away.
+
+Standard library only. The context of the build has wheels/ and requirements/ beside this file.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import re
+import shutil
+import subprocess
+import sys
+import venv
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+BUILD = Path(__file__).resolve().parent
+HOME = Path("/app")
+VENV = HOME / "venv"
+SBOM = HOME / "sbom.cdx.json"
+FORBIDDEN = {
+    "launcher": ("torch", "ray", "transformers", "peft", "deepspeed", "accelerate", "mlflow", "pip", "cyclonedx-bom"),
+    "train": ("kfp", "kfp-kubernetes", "kfp-server-api", "mlflow", "dvc", "pip", "cyclonedx-bom"),
+}
+"""What a target must not hold: a launcher is thin, workers talk to no platform, and nobody installs anything in an image."""
+NEEDED = {"launcher": ("kfp", "kubernetes", "boto3", "dvc"), "train": ("torch", "ray", "deepspeed", "peft", "boto3")}
+BUILDERS = ("setuptools", "wheel")
+
+
+def complaints(target: str, installed: Iterable[str]) -> list[str]:
+    """What is wrong with the set of installed distributions, one sentence each."""
+    names = {re.sub(r"[-_.]+", "-", name).lower() for name in installed}
+    return [f"{name} is in the {target} image" for name in FORBIDDEN[target] if name in names] + [
+        f"{name} is not in the {target} image" for name in NEEDED[target] if name not in names
+    ]
+
+
+def with_debian(sbom: dict[str, Any], listing: str) -> dict[str, Any]:
+    """The SBOM with a component for every line `name version architecture` of dpkg's list."""
+    found = []
+    for line in listing.splitlines():
+        name, version, architecture = line.split()
+        purl = f"pkg:deb/debian/{name}@{version.replace('+', '%2B').replace(':', '%3A')}?arch={architecture}"
+        found.append({"type": "library", "bom-ref": purl, "name": name, "version": version, "purl": purl})
+    return {**sbom, "components": [*sbom.get("components", []), *found]}
+
+
+def install(target: str) -> None:
+    """Fill the environment of the target, and make the one that describes it."""
+    _fill(VENV, [f"images/{target}.txt", *(["torch.txt", "cuda.txt"] if target == "train" else [])])
+    (_packages(VENV) / "biovlm.pth").write_text(f"{HOME / 'code'}\n")
+    subprocess.run([VENV / "bin" / "python", "-m", "compileall", "-q", "-j2", _packages(VENV)], check=False)  # some are templates
+    _fill(BUILD / "describer", ["images/sbom.txt"])
+
+
+def _fill(folder: Path, locks: list[str]) -> None:
+    venv.create(folder, symlinks=True, with_pip=False)
+    lines = [line for lock in locks if (path := BUILD / "requirements" / lock).exists() for line in entries(path.read_text())]
+    builders = [line for line in entries((BUILD / "requirements" / "lock.txt").read_text()) if line.startswith(BUILDERS)]
+    _pip(folder, sorted({*builders, *(line for line in lines if name_of(line) not in _sources())}))
+    _pip(folder, [line for line in lines if name_of(line) in _sources()], "--no-build-isolation")
+    surplus = [name for name in BUILDERS if name not in map(name_of, lines)]
+    _run_pip(folder, "uninstall", "--quiet", "--yes", *surplus)
+
+
+def entries(text: str) -> list[str]:
+    """Requirements of a lock file, each with its hashes on one line."""
+    joined = text.replace("\\\n", " ")
+    return [line for line in joined.splitlines() if line and not line.startswith("#")]
+
+
+def name_of(entry: str) -> str:
+    """Name of the distribution."""
+    return entry.partition("==")[0]
+
+
+def _sources() -> set[str]:
+    """Names of what comes as source only."""
+    return {name_of(entry) for entry in entries((BUILD / "requirements" / "source.txt").read_text())}
+
+
+def _pip(folder: Path, entries: list[str], *options: str) -> None:
+    lock = BUILD / "now.txt"
+    lock.write_text("\n".join(entries) + "\n")
+    offline = ("--no-index", "--find-links", str(BUILD / "wheels"), "--require-hashes", "--no-deps", "--no-compile", "--quiet")
+    _run_pip(folder, "install", *offline, *options, "-r", str(lock))
+
+
+def _run_pip(folder: Path, *arguments: str) -> None:
+    """pip runs out of its own wheel, so that it is never installed."""
+    (wheel,) = (BUILD / "wheels").glob("pip-*.whl")
+    environment = {"PATH": f"{folder / 'bin'}:/usr/local/bin:/usr/bin:/bin", "DS_BUILD_OPS": "0", "DS_ACCELERATOR": "cpu"}
+    subprocess.run([folder / "bin" / "python", wheel / "pip", *arguments], check=True, env=environment)
+
+
+def _packages(folder: Path) -> Path:
+    (found,) = folder.glob("lib/python3.*/site-packages")
+    return found
+
+
+def describe(target: str) -> None:
+    """Check the environment and write the SBOM. SystemExit says what is wrong."""
+    installed = [d.metadata["Name"] for d in importlib.metadata.distributions(path=[str(_packages(VENV))])]
+    wrong = complaints(target, installed)
+    if wrong:
+        raise SystemExit("\n".join(wrong))
+    scan = (BUILD / "describer" / "bin" / "cyclonedx-py", "environment", "--spec-version", "1.6", "--output-reproducible", VENV)
+    found = json.loads(subprocess.run(scan, check=True, capture_output=True, text=True).stdout)
+    debian = ("dpkg-query", "--show", "--showformat", "${Package} ${Version} ${Architecture}\n")
+    listing = subprocess.run(debian, check=True, capture_output=True, text=True).stdout
+    SBOM.write_text(json.dumps(with_debian(found, listing), indent=1))
+    shutil.rmtree(BUILD / "describer")
+
+
+if __name__ == "__main__":
+    {"install": install, "describe": describe}[sys.argv[1]](sys.argv[2])

@@ -1,0 +1,211 @@
+"""A training step whose work is done by a real Ray cluster at an address; launcher and cluster share nothing but a bucket.
+
+The cluster is one node on this machine, with a home of its own. It needs ray[default]; all of this takes about two minutes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from components.platform import code, events, reference
+from components.platform.desk import Desk
+from components.platform.settings import Settings
+from components.platform.step import run_step
+from components.platform.store import open_store
+from model import manifest, recipe
+from model.config import TrainSlice
+from model.errors import ConfigError
+from model.manifest import canonical_json
+from tests.components.ray_cluster import RayCluster, missing
+from tests.model.tiny_bases import make_language, make_tower
+from tests.pipelines import micro
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(bool(missing()), reason=f"ray[default] is not installed: no {', '.join(missing())}"),
+]
+EVALUATE = """
+import sys
+from components.evaluate.step import run
+run("evaluate", open(sys.argv[1]).read(), sys.argv[2], sys.argv[3], sys.argv[4])
+"""
+STEP = "import sys; from components.train.step import run; run(open(sys.argv[1]).read(), sys.argv[2], None, sys.argv[3])"
+LONG = {"align": {"epochs": 400, "checkpoint_every": 100}}
+
+
+@pytest.fixture(scope="module")
+def cluster(server, tmp_path_factory):
+    cloud = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "us-east-1"}
+    cluster = RayCluster(tmp_path_factory.mktemp("cluster"), AWS_ENDPOINT_URL_S3=server, **cloud)
+    cluster.start()
+    yield cluster
+    cluster.stop()
+
+
+class Launchers:
+    """Launcher pods: each start has a home of its own; all belong to one run."""
+
+    def __init__(self, folder, cluster, shared, piece):
+        self.folder, self.shared, self.count = folder, shared, 0
+        (folder / "piece.json").write_text(canonical_json(piece))
+        self.environment = {
+            "BIOVLM_STORE": shared,
+            "BIOVLM_RUN_ID": "run-1",
+            "BIOVLM_MIRRORED": "1",
+            "BIOVLM_RAY_ADDRESS": cluster.address,
+            "RAY_AUTH_TOKEN_PATH": str(cluster.token),
+        }
+
+    def settings(self):
+        return Settings.from_environment(self.environment | {"BIOVLM_HOME": str(self.folder / f"home-{self.count}")})
+
+    def start(self, step=STEP, files=("piece.json", "data.json", "out.json")):
+        self.count += 1
+        command = [sys.executable, "-c", step, *(str(self.folder / name) for name in files)]
+        env = {**os.environ, **self.environment, "BIOVLM_HOME": str(self.settings().home)}
+        return subprocess.Popen(command, cwd=code.ROOT, env=env, stderr=subprocess.PIPE)
+
+    def heard(self, kind, words=""):
+        return [e for e in events.read(self.settings().events) if e.type == kind and words in e.message]
+
+    def wait_for(self, process, kind, words=""):
+        deadline = time.monotonic() + 240
+        while not self.heard(kind, words):
+            assert process.poll() is None, process.stderr.read().decode()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+
+@pytest.fixture
+def launchers(cluster, shared, client, tmp_path, monkeypatch):
+    """The data artifact is in the bucket; whoever made it is gone."""
+    monkeypatch.setenv("BIOVLM_HOME", str(tmp_path / "data-home"))
+    monkeypatch.setenv("BIOVLM_STORE", shared)
+    monkeypatch.setenv("BIOVLM_MIRRORED", "1")
+    monkeypatch.delenv("BIOVLM_RAY_ADDRESS", raising=False)
+    made = {}
+
+    def produce(work):
+        facts = {"sets": {}, "bases": {}, "figures": {}}
+        for group, name, make in (
+            ("sets", "mini", micro.write_set),
+            ("bases", "mini-tower", make_tower),
+            ("bases", "mini-language", make_language),
+        ):
+            folder = work.store.root / "data" / name
+            make(folder)
+            made[name] = folder
+            facts[group][name] = {"uri": f"data/{name}", "digest": work.store.publish(f"data/{name}").digest}
+        with manifest.commit(work.final, "data", facts=facts) as folder:
+            (folder / "audit.json").write_text("{}")
+
+    run_step("data", "data", {}, {}, str(tmp_path / "data.json"), produce)
+    piece = recipe.slices(micro.recipe(stages=LONG))["align"]
+    found = Launchers(tmp_path, cluster, shared, piece)
+    found.made = made
+    return found
+
+
+def undisturbed(launchers, tmp_path):
+    """Digest of the checkpoint that this process makes without Ray and without a bucket."""
+    from model.training.reporter import SilentReporter
+    from model.training.stage import StageInputs, run_stage
+
+    piece = TrainSlice.model_validate(json.loads((launchers.folder / "piece.json").read_text()))
+    bases = {name: launchers.made[name] for name in ("mini-tower", "mini-language")}
+    given = StageInputs({"mini": launchers.made["mini"]}, bases)
+    return run_stage(piece, given, tmp_path / "work", tmp_path / "final", SilentReporter()).digest
+
+
+def test_a_training_survives_its_launchers_in_a_cluster_that_shares_only_the_bucket(launchers, cluster, tmp_path, monkeypatch):
+    first = launchers.start()
+    launchers.wait_for(first, "note", "running")
+    first.kill()
+    first.wait()
+
+    second = launchers.start()
+    launchers.wait_for(second, "note", "adopted from an earlier attempt")
+    launchers.wait_for(second, "progress")
+    second.send_signal(signal.SIGTERM)
+    assert second.wait(120) == 75
+    assert "saved after step" in launchers.heard("failed")[-1].message
+    assert len(submitted(cluster, monkeypatch)) == 1  # the second launcher started none
+
+    third = launchers.start()
+    assert third.wait(240) == 0, third.stderr.read().decode()
+    (resumed,) = launchers.heard("resumed")
+    assert resumed.done > 0
+    assert launchers.heard("progress")[-1].metrics
+
+    settings = launchers.settings()
+    found = reference.read(launchers.folder / "out.json", settings.store)
+    assert not found.folder.exists()  # a launcher needs no weights
+    assert found.digest == undisturbed(launchers, tmp_path)
+    store = open_store(settings)
+    assert manifest.verify(store.fetch(store.uri(found.folder), found.digest)).digest == found.digest
+    result = Desk.of(launchers.shared, "run-1", found.folder.name).result()
+    assert (result.exit_code, result.digest, result.tries) == (0, found.digest, 1)
+    assert (cluster.home / "store" / "data" / "mini" / "manifest.json").is_file()  # fetched by the node itself
+
+
+def test_two_workers_of_the_cluster_write_the_report_that_one_writes_here(launchers, monkeypatch, tmp_path):
+    from components.evaluate import step as evaluate
+
+    settings = Settings.from_environment()
+    store, piece = open_store(settings), recipe.slices(micro.recipe(stages={"align": {"epochs": 1}}))
+    (tmp_path / "piece.json").write_text(canonical_json(piece["align"]))
+    undisturbed(launchers, tmp_path)
+    made = store.folder("train", "0" * 64)
+    made.parent.mkdir(parents=True)
+    (tmp_path / "final").rename(made)
+    checkpoint = reference.Reference.to(made, store.publish(store.uri(made)))
+    checkpoint.write(tmp_path / "checkpoint.json", store.root)
+    resources = piece["evaluate"]["resources"] | {"workers": 2}
+    (tmp_path / "two.json").write_text(canonical_json(piece["evaluate"] | {"resources": resources}))
+
+    process = launchers.start(EVALUATE, ("two.json", "data.json", "checkpoint.json", "two.out"))
+    assert process.wait(240) == 0, process.stderr.read().decode()
+    shared = reference.read(tmp_path / "two.out", launchers.settings().store)
+    evaluate.run(
+        "evaluate", canonical_json(piece["evaluate"]), *(str(tmp_path / f"{n}.json") for n in ("data", "checkpoint", "one"))
+    )
+    assert reference.read(tmp_path / "one.json", store.root).digest == shared.digest
+    assert manifest.verify(shared.folder).digest == shared.digest  # the launcher has it: promotion and the page read it
+    export = store.fetch(f"exports/{checkpoint.digest}")  # for a registration without torch
+    assert manifest.verify(export).parents["checkpoint"] == checkpoint.digest
+
+
+def test_an_error_of_a_worker_keeps_its_kind_and_its_exit_code(launchers, client, cluster):
+    bucket = launchers.shared.removeprefix("s3://").split("/")[0]
+    names = [entry["Key"] for entry in client.list_objects_v2(Bucket=bucket)["Contents"]]
+    (image,) = [name for name in names if name.endswith("images/train-3.png")]
+    client.put_object(Bucket=bucket, Key=image, Body=b"#" * 90)
+    shutil.rmtree(cluster.home / "store" / "data")  # where the node has its copy of the true one
+    process = launchers.start()
+    assert process.wait(240) == 77, process.stderr.read().decode()
+    assert "not what the manifest says" in launchers.heard("failed")[-1].message
+
+
+def test_a_wrong_token_ends_the_step_at_once_with_78(launchers, tmp_path):
+    wrong = tmp_path / "wrong"
+    wrong.write_text("0" * 64)
+    launchers.environment["RAY_AUTH_TOKEN_PATH"] = str(wrong)
+    process = launchers.start()
+    assert process.wait(120) == ConfigError.exit_code, process.stderr.read().decode()
+    assert "refuses the token" in launchers.heard("failed")[-1].message
+
+
+def submitted(cluster, monkeypatch):
+    script = "from ray.job_submission import JobSubmissionClient as C; import sys; print(len(C(sys.argv[1]).list_jobs()))"
+    env = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(cluster.token)}
+    done = subprocess.run([sys.executable, "-c", script, cluster.address], env=env, capture_output=True, text=True, check=True)
+    return range(int(done.stdout.split()[-1]))

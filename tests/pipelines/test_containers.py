@@ -1,0 +1,269 @@
+"""The pipeline in real containers beside the same pipeline in processes; and what decides how a container is started.
+
+The lane (`make test-docker`, .ci/docker) builds the images first. It is a lane of its own because it needs a container daemon,
+PostgreSQL, both images and about ten minutes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from components.platform import events
+from components.platform.events import EventType
+from components.platform.settings import Settings
+from components.platform.store import Store
+from model.errors import MissingInputError, RefusedError
+from pipelines import containers, engine, grounds, ray_head
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = ("preflight", "data", "train", "evaluate", "register", "promote")
+OF_ITS_SERVERS = {"tracking", "receipt"}
+"""What of an identity a new MLflow server decides: its own mark, and through the receipt its ids."""
+lane = [
+    pytest.mark.docker,
+    pytest.mark.slow,
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(os.environ.get("BIOVLM_DOCKER") != "1", reason="the docker lane runs this: make test-docker"),
+]
+
+
+def settings(home="/home/someone/.biovlm"):
+    return Settings.from_environment({"BIOVLM_HOME": home, "BIOVLM_RUN_ID": "run-1"})
+
+
+# ------------------------------------------------------------------------------------------------------- without a daemon
+
+
+def test_a_container_is_never_root():
+    assert ray_head.user(0, 0) == "10001:0"
+    assert ray_head.user(1000, 100) == "1000:100"
+
+
+def test_a_step_gets_a_read_only_root_no_capability_and_a_home_of_its_own():
+    found = containers.step_arguments(settings(), ["BIOVLM_HOME"], 0, 0)
+    assert found["read_only"] is True
+    assert found["cap_drop"] == ["ALL"]
+    assert "no-new-privileges" in found["security_opt"]
+    assert found["user"].split(":")[0] not in ("", "0", "root")
+    assert "/home/someone/.biovlm" in found["tmpfs"]
+    written = [mount["Target"] for mount in found["mounts"] if not mount["ReadOnly"]]
+    assert written == ["/home/someone/.biovlm/runs/run-1"]
+
+
+def test_no_value_of_a_variable_stands_in_what_is_written_for_the_engine():
+    text = json.dumps(containers.step_arguments(settings(), ["AWS_SECRET_ACCESS_KEY"], 0, 0))
+    assert "AWS_SECRET_ACCESS_KEY" in text
+    command = ray_head.head_command("run-1", "10001:0", ["AWS_SECRET_ACCESS_KEY"], Path("/run/token"))
+    assert not [part for part in command if part.startswith("AWS_SECRET_ACCESS_KEY=")]
+
+
+def test_the_runner_takes_every_argument_and_fills_in_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("BIOVLM_HOME", "/h")
+    path = tmp_path / "docker.json"
+    path.write_text(json.dumps(containers.step_arguments(settings(), ["BIOVLM_HOME"], 0, 0)))
+    assert engine.docker_runner(path).container_run_args["environment"] == {"BIOVLM_HOME": "/h"}
+
+
+def test_the_variables_of_the_package_do_not_take_the_place_of_the_runners():
+    """KFP's DockerRunner gives a container the variables of its task instead of its own, not besides."""
+    import yaml
+
+    from pipelines.local import COMPILED
+
+    def variables(text):
+        executors = next(yaml.safe_load_all(text))["deploymentSpec"]["executors"].values()
+        return [executor["container"].get("env") for executor in executors]
+
+    text = COMPILED.read_text(encoding="utf-8")
+    assert any(variables(text))
+    assert not any(variables(engine.bare(text)))
+
+
+def test_images_of_other_code_are_refused_before_anything_starts():
+    both = {image: {containers.CODE_LABEL: "a" * 64} for image in (containers.LAUNCHER, ray_head.TRAIN)}
+    containers.check(both, "a" * 64)
+    with pytest.raises(RefusedError, match="keys of its steps would be others"):
+        containers.check(both, "b" * 64)
+    with pytest.raises(RefusedError):
+        containers.check({**both, ray_head.TRAIN: {}}, "a" * 64)
+    with pytest.raises(MissingInputError, match="biovlm-train") as told:
+        containers.check({**both, ray_head.TRAIN: None}, "a" * 64)
+    assert "make images" in told.value.hint
+
+
+def test_a_missing_server_is_named_with_the_way_to_it(monkeypatch):
+    monkeypatch.setattr(grounds, "POSTGRES_BINARIES", Path("/nowhere"))
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(MissingInputError, match="PostgreSQL") as told:
+        grounds.check()
+    assert "apt-get install postgresql" in told.value.hint
+
+
+# ------------------------------------------------------------------------------------------------------------ in the lane
+
+
+def biovlm(home, *arguments, **environment):
+    env = {**os.environ, "BIOVLM_HOME": str(home), "PYTHONPATH": str(ROOT), **environment}
+    for name in ("MLFLOW_TRACKING_URI", "BIOVLM_STORE", "BIOVLM_DATA"):
+        env.pop(name, None)
+    return subprocess.Popen(
+        (sys.executable, "-m", "pipelines.cli", *arguments),
+        cwd=ROOT,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finished(process):
+    out, err = process.communicate()
+    assert process.returncode == 0, err[-3000:]
+    return json.loads(out)
+
+
+def read_unless(log, run_id):
+    return [] if log.parent.name == run_id else events.read(log)
+
+
+@pytest.fixture(scope="module")
+def homes(tmp_path_factory):
+    """Two homes with the same demo data."""
+    folder = tmp_path_factory.mktemp("homes")
+    finished(biovlm(folder / "processes", "data", "build", "--json"))
+    for name in ("data", "dvc-remote"):
+        shutil.copytree(folder / "processes" / name, folder / "containers" / name, symlinks=True)
+    for path in (folder, *folder.parents[:2]):
+        path.chmod(0o755)  # pytest closes them to others, and a container is another user
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(homes):
+    """Kind of runner -> home, result."""
+    began = time.monotonic()
+    in_containers = finished(biovlm(homes / "containers", "run", "--recipe", "tiny", "--runner", "docker", "--json"))
+    between = time.monotonic()
+    in_processes = finished(biovlm(homes / "processes", "run", "--recipe", "tiny", "--json"))
+    print(f"\nin containers: {between - began:.0f} s; in processes: {time.monotonic() - between:.0f} s")
+    return {"containers": (homes / "containers", in_containers), "processes": (homes / "processes", in_processes)}
+
+
+def records(home, result):
+    """Step -> the record of its result."""
+    log = events.read(Path(result["folder"]) / "events.jsonl")
+    ends = {event.step: event.facts for event in log if event.type is EventType.FINISHED and "key" in event.facts}
+    store = Store(home / "store")
+    return {step: store.record(facts["kind"], facts["key"]) for step, facts in ends.items()}
+
+
+class TestInContainers:
+    pytestmark = lane
+
+    def test_every_step_of_the_pipeline_ran(self, results):
+        for _, result in results.values():
+            states = {step["name"]: step["state"] for step in result["steps"]}
+            assert states == {**dict.fromkeys(states, "ran"), "preflight": "checked", "champion": "reused"}
+
+    def test_every_step_was_a_container(self, results):
+        _, result = results["containers"]
+        text = (Path(result["folder"]) / "kfp.log").read_text()
+        assert text.count(f"Found image '{containers.LAUNCHER}'") == len(result["steps"])
+
+    def test_keys_are_the_same_in_containers_and_in_processes(self, results):
+        one, other = (records(*results[name]) for name in ("containers", "processes"))
+        assert set(one) == set(other) == {"data", "align", "instruct", "task", "evaluate", "register", "promote"}
+        same = {step for step in one if one[step].key == other[step].key}
+        assert same >= {"data", "align", "instruct", "task", "evaluate"}
+
+    def test_what_a_key_was_made_of_is_the_same_but_for_the_marks_of_a_server(self, results):
+        one, other = (records(*results[name]) for name in ("containers", "processes"))
+        for step in one:
+            a, b = one[step], other[step]
+            assert (a.kind, a.name, a.piece, a.code, a.revision) == (b.kind, b.name, b.piece, b.code, b.revision), step
+            differ = {role for role in {*a.identity, *b.identity} if a.identity.get(role) != b.identity.get(role)}
+            assert differ <= OF_ITS_SERVERS, step
+            assert {role: source.digest for role, source in a.inputs.items() if role not in OF_ITS_SERVERS} == {
+                role: source.digest for role, source in b.inputs.items() if role not in OF_ITS_SERVERS
+            }, step
+
+    def test_the_lineage_of_the_version_is_the_same(self, results):
+        def tree(home, result):
+            record = records(home, result)["register"]
+            found = json.loads((home / "store" / "steps" / "register" / record.key / "lineage.json").read_text())
+            return without_run(found)
+
+        def without_run(node):
+            facts = {key: value for key, value in node["facts"].items() if key != "run"}
+            return {**node, "facts": facts, "children": [without_run(child) for child in node["children"]]}
+
+        assert tree(*results["containers"]) == tree(*results["processes"])
+
+    def test_nothing_of_a_run_is_left(self, results):
+        left = subprocess.run(
+            ("docker", "ps", "--all", "--quiet", "--filter", f"label={ray_head.RUN_LABEL}"),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert left.stdout == ""
+
+    def test_a_run_that_is_stopped_ends_with_75_and_leaves_no_container(self, homes, results):
+        home, before = homes / "containers", results["containers"][1]["run_id"]
+        process = biovlm(home, "run", "--recipe", "tiny", "--runner", "docker", "--json")
+        deadline = time.monotonic() + 600
+        while not any(
+            event.step == "data" for log in (home / "runs").glob("*/events.jsonl") for event in read_unless(log, before)
+        ):
+            assert process.poll() is None, process.communicate()[1][-3000:]
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 75, err[-3000:]
+        self.test_nothing_of_a_run_is_left(results)
+
+    @pytest.mark.parametrize("step", STEPS)
+    def test_a_step_needs_no_torch_in_the_launcher(self, step):
+        absent = "import importlib.util as u; assert not [m for m in ('torch', 'ray', 'transformers') if u.find_spec(m)]"
+        command = ("docker", "run", "--rm", "--network", "none", "--read-only", "--user", "10001", "--cap-drop", "ALL")
+        code = f"{absent}; import components.{step}.step"
+        subprocess.run((*command, containers.LAUNCHER, "python", "-c", code), check=True)
+
+    @pytest.mark.parametrize("image", [containers.LAUNCHER, ray_head.TRAIN])
+    def test_an_image_runs_confined_and_can_write_its_home_alone(self, image):
+        command = (
+            "docker",
+            "run",
+            "--rm",
+            "--network",
+            "none",
+            "--read-only",
+            "--cap-drop",
+            "ALL",
+            "--security-opt",
+            "no-new-privileges",
+        )
+        script = "id -u; touch $HOME/x /tmp/x && echo home; touch /app/x /etc/x 2> /dev/null || echo closed"
+        told = subprocess.run((*command, image, "sh", "-c", script), capture_output=True, text=True, check=True).stdout.split()
+        assert told == ["10001", "home", "closed"]
+
+    @pytest.mark.parametrize("target", ["launcher", "train"])
+    def test_an_image_says_what_it_is_made_of(self, target):
+        told = json.loads((ROOT / "build" / "images" / f"{target}.json").read_text())
+        labels = told["labels"]
+        assert len(labels["org.opencontainers.image.revision"]) == 40
+        assert len(labels["io.biovlm.lock"]) == len(labels["io.biovlm.code"]) == 64
+        sbom = json.loads((ROOT / "build" / "images" / told["sbom"]["file"]).read_text())
+        names = {component["name"] for component in sbom["components"]}
+        assert names >= {"launcher": {"kfp", "kubernetes", "git"}, "train": {"torch", "ray", "gcc"}}[target]
+        assert sbom["bomFormat"] == "CycloneDX"
