@@ -30,7 +30,7 @@ OF_ITS_SERVERS = {"tracking", "receipt"}
 """What of an identity a new MLflow server decides: its own mark, and through the receipt its ids."""
 lane = [
     pytest.mark.docker,
-    pytest.mark.slow,
+    pytest.mark.lane,
     pytest.mark.timeout(1800),
     pytest.mark.skipif(os.environ.get("BIOVLM_DOCKER") != "1", reason="the docker lane runs this: make test-docker"),
 ]
