@@ -1,5 +1,5 @@
 # The same commands that CI runs. Each makes .venv by itself when it is missing or stale (infra/bootstrap.py).
-.PHONY: help demo images test test-docker check fix bench bench-peers bench-gpu lock clean env
+.PHONY: help demo images test test-lanes test-docker check fix bench bench-peers bench-gpu lock clean env
 .DEFAULT_GOAL := help
 BIN := .venv/bin
 # Written on first import: without it each process would compile torch, mlflow and kfp again (mlflow: 9 s instead of 4 s).
@@ -16,8 +16,11 @@ demo: .venv/.stamp ## the whole pipeline on made-up data, on this machine
 images: .venv/.stamp ## the container images, with docker; OPTIONS="launcher", OPTIONS="--base debootstrap"
 	$(BIN)/python -m infra.images.build $(OPTIONS)
 
-test: .venv/.stamp ## every test, on all cores; TESTS="-m 'not slow'" or TESTS=tests/house for some
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(TESTS)
+test: .venv/.stamp ## every test but the lanes, on all cores; TESTS="-m 'not slow'" or TESTS=tests/house for some
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not lane" $(TESTS)
+
+test-lanes: .venv/.stamp ## what takes minutes: heavy work through the Jobs API of a real Ray cluster
+	$(BIN)/python -m pytest -q -m "lane and not docker" tests/components
 
 test-docker: images ## the pipeline in containers beside the same in processes; needs docker and PostgreSQL
 	BIOVLM_DOCKER=1 $(BIN)/python -m pytest -q -m docker tests/pipelines/test_containers.py tests/infra

@@ -88,7 +88,7 @@ def run_workers(
     function: str,
     job: dict[str, Any],
     name: str,
-    storage: Path,
+    storage: Path | str,
     resources: Resources,
     settings: Settings,
     inside: bool = False,
@@ -100,7 +100,7 @@ def run_workers(
             environment at that moment, and must not do so before the token is known.
         job: Its argument, as JSON values.
         name: Name of the Ray Train run; a digest, because Ray resumes any run of the same name.
-        storage: Folder for Ray's own notes about the run.
+        storage: Folder for Ray's own notes about the run, or the address of one in a bucket.
         resources: Number and size of the workers, and how many deaths are forgiven.
         settings: Says where the run's Ray is.
         inside: This process is a job of a Ray cluster, and the workers are to run there.

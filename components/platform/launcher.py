@@ -46,12 +46,16 @@ def run(task: Task, work: Work) -> Mapping[str, str] | None:
 
 
 def backend(settings: Settings) -> Backend:
-    """The back end of the settings. ConfigError: there is none of that name."""
+    """The back end of the settings. ConfigError: heavy work is to run in this process, or the cluster is not described."""
     if settings.launcher == "jobs":
         from components.platform.jobs import JobsCluster  # ray
 
         return JobsCluster(settings.ray_address)
-    raise ConfigError(f"BIOVLM_LAUNCHER is {settings.launcher}, which this build has not", "set it to process or jobs")
+    if settings.launcher == "kuberay":
+        from components.platform.kuberay.backend import connected  # kubernetes
+
+        return connected(settings)
+    raise ConfigError(f"BIOVLM_LAUNCHER is {settings.launcher}", "set it to jobs or kuberay, or unset it to work in this process")
 
 
 def here(work: Work) -> Places:

@@ -20,7 +20,7 @@ from typing import Any
 from components.platform import launch, letter
 from components.platform.desk import ATTEMPTS, Courier, Desk, Spec
 from components.platform.heavy import Result
-from components.platform.retries import Attempts, forgiven
+from components.platform.retries import MOST_OVER_ALL, Attempts, forgiven
 from components.platform.settings import Settings
 from components.platform.step import as_letter, versions
 from components.platform.stops import on_sigterm
@@ -63,12 +63,14 @@ def _run(spec: Spec, spec_uri: str, desk: Desk, settings: Settings, places: Plac
     task = spec.task
     attempts = Attempts(places.attempts, task.run_id)
     attempts.check()
-    failures = forgiven(task.resources.max_failures, attempts.counted)
+    wanted = task.resources.max_failures
+    failures = min(forgiven(wanted, attempts.counted), forgiven(wanted, settings.tries_before, MOST_OVER_ALL))
     resources = task.resources.model_copy(update={"max_failures": failures})
     job = {"spec": spec.model_dump(mode="json"), "spec_uri": spec_uri, "token": token}
     try:
         with on_sigterm(lambda: threading.Thread(target=desk.ask_stop, daemon=True).start()):
-            launch.run_workers(NODE, job, task.key[:32], places.scratch / "ray", resources, settings, inside=True)
+            storage = settings.ray_storage or places.scratch / "ray"
+            launch.run_workers(NODE, job, task.key[:32], storage, resources, settings, inside=True)
     finally:
         desk.pull(letter.NAME, places.scratch / letter.NAME)
         letter.raise_letter(places.scratch)

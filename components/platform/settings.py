@@ -18,7 +18,7 @@
 | BIOVLM_LAUNCHER | where heavy work runs: `process` (Ray on this machine), `jobs` (a cluster by address) or `kuberay` | `process` |
 | BIOVLM_RAY_ADDRESS | `http://HOST:8265` of that cluster; it alone means `jobs`. Ray reads its token (RAY_AUTH_TOKEN_PATH) | none |
 | BIOVLM_RECIPE | name of the run's recipe, for the labels of jobs on a cluster | `unknown` |
-| BIOVLM_POOLS | file of the site's pools of machines (components/platform/pools.py) | the pools of biovlm |
+| BIOVLM_POOLS | file of the site's pools of machines (components/platform/pools.py) | `components/platform/pools.yaml` |
 | BIOVLM_TASK_CONFIG | what KFP passed on to the Ray workers; written by the steps themselves | none |
 | KF_PIPELINES_ENDPOINT | address of the Kubeflow server, for the commands that talk to it (components/platform/addresses.py) | none |
 | KF_PIPELINES_SA_TOKEN_PATH | file with the token for it, read anew for each request | no token |
@@ -35,7 +35,7 @@
 | BIOVLM_RAY_ENVIRONMENT | names of variables that Ray pods get as they are here, with commas; no secrets | none |
 | BIOVLM_RAY_SUBMISSION | `HTTPMode`, or `SidecarMode` where the namespace does not enforce restricted Pod Security | `HTTPMode` |
 | BIOVLM_POD_NAME, BIOVLM_POD_UID | the launcher's own pod (downward API), owner of its RayJobs | none |
-| BIOVLM_RAY_NAME, BIOVLM_RAY_STORAGE | set in Ray pods: name of the Ray Train run, and where Ray keeps notes about it | none |
+| BIOVLM_RAY_STORAGE | set in Ray pods: where Ray Train keeps its notes about a run, which all nodes must reach | scratch folder |
 | BIOVLM_TRIES_BEFORE | set in Ray pods: how often the work was tried before, over all layers | `0` |
 | BIOVLM_TRACE | `1`: traces of unexpected errors show the error's text, which may quote a record | `0` |
 | MLFLOW_TRACKING_URI | tracking store and model registry | SQLite in `home` |
@@ -78,6 +78,8 @@ class Settings:
     trace: bool = False
     feature_cache_gib: float = FEATURE_CACHE_GIB
     pools: Path | None = None
+    ray_storage: str = ""
+    tries_before: int = 0
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:
@@ -100,6 +102,8 @@ class Settings:
             ray_address=env.get("BIOVLM_RAY_ADDRESS", ""),
             recipe=env.get("BIOVLM_RECIPE") or "unknown",
             pools=Path(env["BIOVLM_POOLS"]) if env.get("BIOVLM_POOLS") else None,
+            ray_storage=env.get("BIOVLM_RAY_STORAGE", ""),
+            tries_before=int(env.get("BIOVLM_TRIES_BEFORE") or 0),
             mirrored=env.get("BIOVLM_MIRRORED") == "1",
             trace=env.get("BIOVLM_TRACE") == "1",
             feature_cache_gib=_gib(env.get("BIOVLM_FEATURE_CACHE_GIB") or str(FEATURE_CACHE_GIB)),

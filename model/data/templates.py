@@ -26,7 +26,8 @@ from model.data.layouts import IMAGE, Piece, chat_jinja, end_text, pieces
 from model.data.records import Role, Turn
 from model.errors import ConfigError, DataError
 
-CACHED_TEXTS = 65_536
+CACHED_TEXTS = 8_192
+"""About 6 MiB of questions that come again."""
 
 
 @dataclass(frozen=True)

@@ -130,9 +130,49 @@ def test_the_job_says_its_deadlines_queue_priority_and_who_pays():
 def test_the_pods_read_secrets_by_name_and_the_run_is_named_by_its_key():
     env = {v["name"]: v["value"] for v in container(job())["env"]}
     assert container(job())["envFrom"] == [{"secretRef": {"name": "biovlm-store"}}]
-    assert env["BIOVLM_RAY_NAME"] == "ab" * 16
     assert env["BIOVLM_RAY_STORAGE"] == "s3://bucket/store/ray"
     assert not [name for name in env if re.search("KEY|TOKEN|PASSWORD|SECRET", name)]
+
+
+PASSED_ON = {
+    "tolerations": [{"key": "team", "operator": "Equal", "value": "radiology", "effect": "NoSchedule"}],
+    "node_selector": {"zone": "b"},
+    "volumes": [{"name": "fast", "persistentVolumeClaim": {"claimName": "fast"}}],
+    "volume_mounts": [{"name": "fast", "mountPath": "/fast"}, {"name": "fast", "mountPath": "/scratch"}],
+    "env": [
+        {"name": "HTTPS_PROXY", "value": "http://proxy:3128"},
+        {"name": "BIOVLM_STORE", "value": "s3://another/store"},
+        {
+            "name": "AWS_SECRET_ACCESS_KEY",
+            "valueFrom": {"secretKeyRef": {"name": "biovlm-store", "key": "AWS_SECRET_ACCESS_KEY"}},
+        },
+        {"name": "BIOVLM_POD_UID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}},
+    ],
+}
+
+
+def test_what_kfp_passes_on_reaches_the_workers_and_takes_nothing_from_them():
+    body = job(site=dataclasses.replace(SITE, passed_on=PASSED_ON))
+    plain, pod = template(job())["spec"], template(body)["spec"]
+    assert pod["tolerations"] == [*plain["tolerations"], *PASSED_ON["tolerations"]]
+    assert pod["nodeSelector"] == {"zone": "b", **plain["nodeSelector"]}
+    assert pod["volumes"] == [*plain["volumes"], *PASSED_ON["volumes"]]
+    assert [m["mountPath"] for m in container(body)["volumeMounts"]] == ["/tmp", "/scratch", "/dev/shm", "/fast"]
+    env = {variable["name"]: variable for variable in container(body)["env"]}
+    assert env["HTTPS_PROXY"]["value"] == "http://proxy:3128"
+    assert env["BIOVLM_STORE"]["value"] == SITE.store
+    assert env["AWS_SECRET_ACCESS_KEY"] == PASSED_ON["env"][2]
+    assert "BIOVLM_POD_UID" not in env
+    assert "nodeSelector" not in template(body, "head")["spec"]
+    assert not crd("kuberay/ray.io_rayjobs.yaml").errors(body)
+    assert not violations(body)
+
+
+def test_a_secret_that_is_passed_on_by_value_is_refused():
+    secret = {"env": [{"name": "AWS_SECRET_ACCESS_KEY", "value": "not for a manifest"}]}
+    with pytest.raises(ConfigError, match="AWS_SECRET_ACCESS_KEY, which looks like a secret") as refused:
+        job(site=dataclasses.replace(SITE, passed_on=secret))
+    assert "not for a manifest" not in str(refused.value)
 
 
 RESTRICTED = {

@@ -29,7 +29,7 @@ from tests.model.tiny_bases import make_language, make_tower
 from tests.pipelines import micro
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.lane,
     pytest.mark.timeout(600),
     pytest.mark.skipif(bool(missing()), reason=f"ray[default] is not installed: no {', '.join(missing())}"),
 ]

@@ -1,15 +1,16 @@
-"""What goes to a cluster keeps to the policy of infra/policy: both overlays as rendered, and the steps of the compiled pipeline."""
+"""What goes to a cluster keeps to the policy of infra/policy: both overlays, the steps of the compiled pipeline, and the Ray jobs."""
 
 from __future__ import annotations
 
 import pytest
+import yaml
 
+from components.platform import pools
+from components.platform.kuberay.manifest import ray_job
 from infra.policy.checks import check, unused
 from infra.policy.documents import read
 from tests.manifests import OVERLAYS, rendered
-
-# What the compiled steps may still lack. Empty is the aim: then the check is strict.
-LACKING_IN_STEPS = {"step-deadline", "step-non-root"}
+from tests.standins.work import SITE, work
 
 
 def letters(findings):
@@ -28,5 +29,16 @@ def test_no_permission_outlives_its_need(overlay):
 
 
 def test_the_compiled_steps_break_no_rule(root):
-    findings = [f for f in check(read([root / "pipelines" / "compiled" / "biovlm.yaml"])) if f.rule.name not in LACKING_IN_STEPS]
+    findings = check(read([root / "pipelines" / "compiled" / "biovlm.yaml"]))
+    assert not findings, letters(findings)
+
+
+@pytest.mark.parametrize("pool", [*pools.load()])
+def test_the_ray_job_of_every_pool_breaks_no_rule(tmp_path, pool):
+    known = pools.load()[pool]
+    gpus = 1 if known.gpus_per_node else 0
+    wanted = work(pool=pool, workers=1 if known.mig else 2, gpus_per_worker=gpus)
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(ray_job(wanted, pool, known, SITE)))
+    findings = check(read([path]))
     assert not findings, letters(findings)

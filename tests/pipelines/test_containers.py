@@ -32,7 +32,7 @@ OF_ITS_SERVERS = {"tracking", "receipt"}
 HEAVY = ("torch", "ray", "transformers", "peft")
 lane = [
     pytest.mark.docker,
-    pytest.mark.slow,
+    pytest.mark.lane,
     pytest.mark.timeout(1800),
     pytest.mark.skipif(os.environ.get("BIOVLM_DOCKER") != "1", reason="the docker lane runs this: make test-docker"),
 ]

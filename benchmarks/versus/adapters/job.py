@@ -102,7 +102,9 @@ class Stamps:
         """torch's FLOP counter, where FLOPs are asked for."""
 
     def take(self, documents: int) -> None:
-        """One, with how many documents have been learned from so far."""
+        """One, with how many documents have been learned from so far. FLOPs are counted from the first one on."""
+        if self.counter and not self.taken:
+            self.counter.__enter__()
         flops = float(self.counter.get_total_flops()) if self.counter else 0.0
         cost = {"cpu_seconds": time.process_time(), "wall_seconds": time.perf_counter(), "flops": flops}
         self.taken.append({"documents": documents, **cost})
@@ -127,8 +129,10 @@ def run_training(job: Job, stamps: Stamps, train: Callable[[], Any]) -> None:
         aten._scaled_dot_product_flash_attention_for_cpu: forward,
         aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
     }
-    with FlopCounterMode(display=False, custom_mapping=mapping) as stamps.counter:
-        train()
+    stamps.counter = FlopCounterMode(
+        display=False, custom_mapping=mapping
+    )  # entered at the first stamp, and left with the process
+    train()
 
 
 def stamp_steps(job: Job, trainable: Callable[[Any], int]) -> Stamps:

@@ -153,7 +153,6 @@ def _environment(work: HeavyWork, site: Site, before: int) -> list[dict[str, Any
         "BIOVLM_STORE": site.store,
         "BIOVLM_CHECKPOINTS": f"{site.store}/checkpoints",
         "BIOVLM_RUN_ID": work.run_id,
-        "BIOVLM_RAY_NAME": work.key[:32],
         "BIOVLM_RAY_STORAGE": f"{site.store}/ray",
         "BIOVLM_TRIES_BEFORE": str(before),
         "HOME": pods.SCRATCH,

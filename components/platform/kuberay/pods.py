@@ -14,8 +14,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from components.platform.kuberay.site import Site
+from components.platform.kuberay.site import SECRET, Site
 from components.platform.pools import Layout, Pool
+from model.errors import ConfigError
 
 USER = 10001
 SCRATCH = "/scratch"
@@ -79,6 +80,7 @@ def workers(
     if pool.topology:
         kind = "required" if pool.topology.required else "preferred"
         template["metadata"]["annotations"] = {f"kueue.x-k8s.io/podset-{kind}-topology": pool.topology.level}
+    _pass_on(spec, site.passed_on)
     known = {"biovlm.io/pool": name, "biovlm.io/accelerator": pool.ray_accelerator}
     return {
         "groupName": name,
@@ -89,6 +91,35 @@ def workers(
         "labels": {key: value for key, value in known.items() if value},
         "template": template,
     }
+
+
+def _pass_on(spec: dict[str, Any], given: Mapping[str, Any]) -> None:
+    """Add to a worker's pod what KFP passed on to it. Sizes are the recipe's; what the pod has already, it keeps.
+
+    Raises:
+        ConfigError: A variable looks like a secret and has its value with it.
+    """
+    container = spec["containers"][0]
+    for part, where in (("tolerations", spec), ("volumes", spec)):
+        known = where.get(part, [])
+        if fresh := [entry for entry in given.get(part, ()) if entry not in known]:
+            where[part] = [*known, *fresh]
+    if given.get("node_selector"):
+        spec["nodeSelector"] = {**given["node_selector"], **spec.get("nodeSelector", {})}
+    if given.get("affinity"):
+        spec["affinity"] = given["affinity"]
+    paths = {mount["mountPath"] for mount in container["volumeMounts"]}
+    container["volumeMounts"] += [mount for mount in given.get("volume_mounts", ()) if mount["mountPath"] not in paths]
+    names = {variable["name"] for variable in container["env"]}
+    for variable in given.get("env", ()):
+        if variable["name"] in names or "fieldRef" in variable.get("valueFrom", {}):  # the launcher's own name and address
+            continue
+        if variable.get("value") and SECRET.search(variable["name"]) and not variable["name"].endswith("_PATH"):
+            raise ConfigError(
+                f"the task passes on {variable['name']}, which looks like a secret, with its value; it would stand in the RayJob",
+                "name the Secret (kubernetes.use_secret_as_env), not its value",
+            )
+        container["env"].append(variable)
 
 
 def _size(cpus: int, memory_gib: int) -> dict[str, str]:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
+from components.platform import task_config
 from model.errors import ConfigError
 
 RAY_VERSION = "2.60.0"
@@ -65,6 +67,8 @@ class Site:
     keep_seconds: int = 600
     """How long the pods of a job that is over stay, for their logs."""
     owner: Owner | None = None
+    passed_on: Mapping[str, Any] = field(default_factory=dict)
+    """What a platform team set on the pipeline's task for its workers (components/platform/task_config.py)."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Site:
@@ -90,6 +94,7 @@ class Site:
             environment=tuple((name, env[name]) for name in passed),
             submission=_submission(env.get("BIOVLM_RAY_SUBMISSION") or Submission.HTTP),
             owner=Owner(name, uid) if name and uid else None,
+            passed_on=task_config.kept(env),
         ).checked()
 
     def checked(self) -> Site:

@@ -12,11 +12,6 @@ from tests.manifests import OVERLAYS, ROOT, find, rendered
 
 POOLS = ROOT / "components" / "platform" / "pools.yaml"
 README = ROOT / "infra" / "README.md"
-# Variables that other parts of the cluster's work bring into the table of settings.py.
-NOT_YET = {
-    "BIOVLM_COST_CENTRE", "BIOVLM_LAUNCHER", "BIOVLM_NAMESPACE", "BIOVLM_RAY_ENVIRONMENT", "BIOVLM_RAY_SECRETS", "BIOVLM_STORE",
-    "BIOVLM_TEAM",
-}  # fmt: skip
 LAUNCHER = {("ray.io", "rayjobs", verb) for verb in ("create", "get", "list", "watch", "delete", "patch")}
 
 
@@ -104,7 +99,7 @@ def test_every_variable_of_biovlm_is_in_the_table_of_settings(overlay):
         for entry in container.get("env", [])
     }
     unknown = {name for name in told if name.startswith("BIOVLM_") and name not in table}
-    assert unknown <= NOT_YET, unknown
+    assert not unknown
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
