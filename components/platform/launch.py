@@ -137,11 +137,11 @@ def run_workers(
             raise _letter(error, storage, resources, settings) from None
 
 
-def _letter(error: Exception, storage: Path, resources: Resources, settings: Settings) -> BiovlmError:
+def _letter(error: Exception, storage: Path | str, resources: Resources, settings: Settings) -> BiovlmError:
     """What the workers died of: their own letter, if they had no place to write it down; a full disk; or what Ray calls it."""
     causes = [*getattr(error, "worker_failures", {}).values(), error]
     for cause in causes:
-        letter = cause if isinstance(cause, BiovlmError) else manifest.failed_write(storage, cause)
+        letter = cause if isinstance(cause, BiovlmError) else manifest.failed_write(Path(storage), cause)
         if letter is not None:
             return letter
     kinds = sorted({type(cause).__name__ for cause in causes[:-1]})
