@@ -14,6 +14,7 @@ import ray.train
 import torch
 
 from components.evaluate.asking import ask
+from components.evaluate.exchange import exchange
 from components.platform.workers import asked, with_letters
 from model.config import EvaluateSlice
 from model.evaluation.sharing import Shard
@@ -32,13 +33,3 @@ def _run(job: dict[str, Any]) -> None:
     ranks, stop = Ranks.current(device, resources.stall_seconds), Path(job["stop"])
     ask(job, Shard(ranks.rank, ranks.world_size, partial(exchange, ranks)), lambda: asked(stop))
     ray.train.report({})
-
-
-def exchange(ranks: Ranks, text: str) -> list[str]:
-    """Every rank's text, in rank order; as bytes in tensors of one length, because the messages of a group have one shape."""
-    content = text.encode()
-    lengths = [int(length) for length in ranks.gather(torch.tensor([len(content)], dtype=torch.int64))]
-    padded = torch.zeros(max(lengths), dtype=torch.uint8)
-    padded[: len(content)] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-    parts = ranks.gather(padded)
-    return [bytes(part[:length].tolist()).decode() for part, length in zip(parts, lengths, strict=True)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
+import importlib.metadata
 import os
 import secrets
 import shutil
@@ -15,13 +15,13 @@ import time
 import urllib.request
 from pathlib import Path
 
-NEEDED = ("aiohttp_cors", "opencensus", "prometheus_client", "colorful", "smart_open", "virtualenv")
+NEEDED = ("aiohttp-cors", "opencensus", "prometheus-client", "colorful", "smart-open", "virtualenv")
 """What ray[default] brings beside ray[train]."""
 
 
 def missing() -> list[str]:
     """Packages without which Ray starts no dashboard."""
-    return [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    return [name for name in NEEDED if not list(importlib.metadata.distributions(name=name))]
 
 
 def free_ports(count: int) -> list[int]:

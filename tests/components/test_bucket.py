@@ -187,6 +187,10 @@ class Lost:
     def __getattr__(self, name):
         return self._fail if name in ("upload_file", "get_object") else getattr(self._client, name)
 
+    def put_object(self, **given):
+        """A claim gets through: the attempt shall begin."""
+        return self._client.put_object(**given) if "IfNoneMatch" in given else self._fail()
+
     def _fail(self, *_, **__):
         raise boto3.exceptions.botocore.exceptions.ClientError({"Error": {"Code": "ServiceUnavailable"}}, "PutObject")
 

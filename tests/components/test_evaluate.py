@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import distributed
 
 from components.evaluate.asking import ask
-from components.evaluate.worker import exchange
+from components.evaluate.exchange import exchange
 from model import manifest, recipe
 from model.config import TrainSlice
 from model.errors import PreemptedError

@@ -7,7 +7,7 @@ import typer.main
 from pipelines.cli import app
 
 SURFACE = {
-    "run": {"--recipe", "-r", "--data", "--set", "--json"},
+    "run": {"--recipe", "-r", "--data", "--set", "--json", "--runner"},
     "plan": {"--recipe", "-r", "--data", "--set", "--json"},
     "compile": {"--out", "--launcher-image", "--train-image"},
     "submit": {"--recipe", "-r", "--data", "--set", "--budget", "--package", "--wait", "--logs", "--json"},
