@@ -124,17 +124,23 @@ def test_the_notice_that_a_node_will_be_taken_away_stops_all_workers_with_75(ste
     noticed = threading.Thread(target=notice, args=(step, settings))
     noticed.start()
     with pytest.raises(PreemptedError, match="saved after step"):
-        step.run(pause=0.5)
+        step.run(pause=2.0)
     noticed.join(60)
     assert Folder(step.folder / "work").entries()[0].step == step.marks()[-1] < STEPS
 
 
 def notice(step, settings):
-    """Once some steps are done, tell Ray that its one node will go in a minute."""
-    deadline = time.monotonic() + 120
-    while len(step.marks()) < 3 and time.monotonic() < deadline:
-        time.sleep(0.1)
+    """Once some steps are done and Ray looks out for it, tell it that its one node will go in a minute."""
     import ray
+
+    def looks_out():
+        # A node that will go gets no new actor: told too early, Ray would never start the one that is to see it.
+        known = ray._private.state.actors().values()
+        return any(actor["ActorClassName"] == "PreemptionWatcher" and actor["State"] == "ALIVE" for actor in known)
+
+    deadline = time.monotonic() + 120
+    while not (len(step.marks()) >= 3 and looks_out()) and time.monotonic() < deadline:
+        time.sleep(0.1)
     from ray.core.generated import autoscaler_pb2
 
     client = ray._raylet.GcsClient(address=settings.ray_address_file.read_text())
