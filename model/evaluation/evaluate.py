@@ -100,8 +100,7 @@ def evaluate(
     source = PixelSource(assistant.image_processor, cache_bytes=0, max_pixels=audit.max_image_pixels)
     assistant.model.requires_grad_(False)
     features = FeatureSource(assistant, source, READING, feature_cache, file_digests(opened.values()), kept_bytes=0)
-    files = [(entry, benchmarks.load(entry.benchmark)) for entry in piece.evaluation.benchmarks]
-    asked = [(entry, file, _questions(entry, file, opened)) for entry, file in files]
+    asked = _asked(piece, opened)
     total = 2 * sum(len(records) for _, _, records in asked)
     engine = _engine(piece, assistant, export, [record for _, _, records in asked for record in records])
     done = 0
@@ -113,8 +112,7 @@ def evaluate(
             piece, assistant, file, opened[entry.set], records, training, features, engine, _shifted(progress, done, total), shard
         )
         done += 2 * len(records)
-        draws = Draws((r.group for r in records), piece.evaluation.bootstrap_samples, piece.evaluation.confidence, piece.seed)
-        result = summarise(file, entry, opened[entry.set].manifest, answered, training.mean_of, draws)
+        result = summarise(file, entry, opened[entry.set].manifest, answered, training.mean_of, _draws(piece, records))
         results.append(result)
         items += [one.item(result.key) for one in answered]
     report = _report(piece, checkpoint, results)
@@ -152,6 +150,18 @@ def _report(piece: EvaluateSlice, checkpoint: str, results: Sequence[BenchmarkRe
         max_new_tokens=piece.evaluation.max_new_tokens,
         benchmarks=tuple(results),
     )
+
+
+def _asked(piece: EvaluateSlice, opened: Mapping[str, DataSet]) -> list[tuple[Benchmark, BenchmarkFile, list[Record]]]:
+    """Every benchmark of the recipe, its file, and what it asks."""
+    files = [(entry, benchmarks.load(entry.benchmark)) for entry in piece.evaluation.benchmarks]
+    return [(entry, file, _questions(entry, file, opened)) for entry, file in files]
+
+
+def _draws(piece: EvaluateSlice, records: Sequence[Record]) -> Draws:
+    """How the intervals are drawn."""
+    wanted = piece.evaluation
+    return Draws((record.group for record in records), wanted.bootstrap_samples, wanted.confidence, piece.seed)
 
 
 def _questions(entry: Benchmark, file: BenchmarkFile, opened: Mapping[str, DataSet]) -> list[Record]:
