@@ -43,7 +43,10 @@ IMAGES = {
 }
 """Extra of pyproject.toml, or the group SBOM -> title of its file in requirements/images."""
 SBOM = "sbom"
-"""A group: it stands alone, where an extra also brings what the project itself needs."""
+"""A group: it stands alone, where an extra also brings what the project itself needs. Not in .venv: it asks for jsonschema's checks of
+formats, whose grammar of IRIs costs every process that imports ray 1.6 seconds."""
+ALL, ENVIRONMENT = "all", "environment"
+"""Everything, whose versions agree; and what .venv holds of it."""
 TITLES = {
     "installer": "What installs the rest.",
     "torch": "Installed by pip, not uv: pip takes a CPU build where the machine offers one.",
@@ -58,10 +61,11 @@ def uv(*arguments: str) -> None:
     subprocess.run([sys.executable, "-m", "uv", "--quiet", *arguments], cwd=ROOT, check=True)
 
 
-def compile_arguments(upgrade: str, image: str = "") -> list[str]:
-    """What all passes of the resolution have in common; of everything, unless an image is named."""
-    everything = ["pyproject.toml", "--all-extras", f"--group={SBOM}"]
-    asked = {"": everything, SBOM: [f"--group={SBOM}"]}.get(image, ["pyproject.toml", f"--extra={image}"])
+def compile_arguments(upgrade: str, image: str = ALL) -> list[str]:
+    """What all passes of the resolution have in common; what is resolved: ALL, ENVIRONMENT, or one image's."""
+    environment, describer = ["pyproject.toml", "--all-extras"], [f"--group={SBOM}"]
+    special = {ALL: [*environment, *describer], ENVIRONMENT: environment, SBOM: describer}
+    asked = special.get(image, ["pyproject.toml", f"--extra={image}"])
     common = ["pip", "compile", *asked, "--universal", "--python-version", PYTHON_VERSION]
     chosen = ["--upgrade"] if upgrade == "all" else [f"--upgrade-package={name}" for name in upgrade.split()]
     return [*common, "--no-header", "--no-annotate", *chosen]
@@ -69,12 +73,13 @@ def compile_arguments(upgrade: str, image: str = "") -> list[str]:
 
 def pins(upgrade: str, target: Path) -> None:
     """Writes `name==version` lines to `target`: the present versions wherever pyproject.toml still allows them."""
-    present = [line for path in sorted(REQUIREMENTS.glob("*.txt")) for line in path.read_text().splitlines()]
-    target.write_text("".join(line.removesuffix(" \\") + "\n" for line in present if re.match(r"[\w.-]+==", line)))
+    lines = (line for path in sorted(REQUIREMENTS.rglob("*.txt")) for line in path.read_text().splitlines())
+    present = dict.fromkeys(line.removesuffix(" \\") for line in lines if re.match(r"[\w.-]+==", line))
+    target.write_text("".join(f"{line}\n" for line in present))
     uv(*compile_arguments(upgrade), "--output-file", str(target))
 
 
-def resolve(constraints: Path, target: Path, image: str = "") -> list[dict[str, Any]]:
+def resolve(constraints: Path, target: Path, image: str = ENVIRONMENT) -> list[dict[str, Any]]:
     """The packages of the resolution, each with its marker, wheels and source."""
     uv(*compile_arguments("", image), "--constraints", str(constraints), "--format", "pylock.toml", "--output-file", str(target))
     packages: list[dict[str, Any]] = tomllib.loads(target.read_text())["packages"]

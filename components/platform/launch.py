@@ -1,7 +1,8 @@
 """The door to Ray: one Ray for a whole run on this machine, and the way a step trains on it.
 
-1. `pipelines.local` calls `start` before the first step that will train. A child process holds Ray's head; Ray is on the loopback
-   interface only and wants a token, and it ends with that child: when its input closes, or when its parent dies in any way.
+1. `pipelines.local` calls `start` before the first step that will train. A child process holds Ray's head. Ray listens on
+   every interface, whatever address it is given, so it wants a token of this run; it ends with that child: when its input closes, or
+   when its parent dies in any way.
 2. A training step calls `run_workers`. It connects to the run's Ray (about a second), or starts one of its own where there is
    none.
 3. `TorchTrainer` runs the function in as many worker processes as the recipe says. A worker that dies is started again, at most
@@ -35,6 +36,8 @@ NOTICE = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 away with a notice; a cluster sets it to 1."""
 OBJECT_STORE_BYTES = 100 * 2**20
 START_SECONDS = 180.0
+START_TRIES = 3
+"""Ray gives its node 30 seconds, a figure in its code, and a cold disk may need more; the second try finds the files in memory."""
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "token",  # Ray runs what its ports are given; without a token any local user could give it something
@@ -61,7 +64,7 @@ class RayHead:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        for path in (self.address_file, _token_file(self.address_file)):
+        for path in (self.address_file, _token_file(self.address_file), _ended(self.address_file)):
             path.unlink(missing_ok=True)
 
 
@@ -201,6 +204,8 @@ def _wait_for(address_file: Path, settings: Settings) -> str:
     while time.monotonic() < deadline:
         with contextlib.suppress(FileNotFoundError):
             return address_file.read_text(encoding="utf-8")
+        if _ended(address_file).exists():
+            raise InternalError(f"Ray did not start in {START_TRIES} tries", f"see {settings.run_folder / 'ray.log'}")
         time.sleep(0.1)
     raise InternalError(f"Ray did not start within {START_SECONDS:.0f} s", f"see {settings.run_folder / 'ray.log'}")
 
@@ -214,6 +219,11 @@ def _token_file(address_file: Path) -> Path:
     return address_file.with_name("ray-token")
 
 
+def _ended(address_file: Path) -> Path:
+    """A mark that the head is gone, for those who wait for its address."""
+    return address_file.with_name("ray-ended")
+
+
 def _write_token(path: Path) -> None:
     path.unlink(missing_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -223,25 +233,40 @@ def _write_token(path: Path) -> None:
 
 def hold(address_file: Path, cpus: int) -> None:
     """Be the head of a Ray until the input closes. Ray's processes die with this one (PR_SET_PDEATHSIG)."""
+    try:
+        with contextlib.ExitStack() as stack:
+            aside = address_file.with_suffix(".tmp")
+            aside.write_text(_begin(stack, cpus), encoding="utf-8")
+            aside.replace(address_file)
+            sys.stdin.buffer.read()
+    finally:
+        _ended(address_file).touch()
+
+
+def _begin(stack: contextlib.ExitStack, cpus: int) -> str:
+    """Start Ray, once more if its node was not up in Ray's own time; its address. It ends with `stack`."""
     import ray
 
-    folder = tempfile.mkdtemp(prefix="bv-", dir="/tmp")  # short: sockets live below it, and their paths have 107 characters
-    try:
-        context = ray.init(
-            num_cpus=cpus,
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            _temp_dir=folder,
-            _node_ip_address="127.0.0.1",
-            log_to_driver=False,
-        )
-        aside = address_file.with_suffix(".tmp")
-        aside.write_text(context.address_info["gcs_address"], encoding="utf-8")
-        aside.replace(address_file)
-        sys.stdin.buffer.read()
-    finally:
-        ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
+    for tries in range(1, START_TRIES + 1):
+        folder = tempfile.mkdtemp(prefix="bv-", dir="/tmp")  # short: sockets live below it, and their paths have 107 characters
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        try:
+            context = ray.init(
+                num_cpus=cpus,
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                _temp_dir=folder,
+                log_to_driver=False,
+            )
+        except Exception as error:  # Ray raises no narrower kind
+            print(f"try {tries} of {START_TRIES}: {error}", file=sys.stderr, flush=True)
+            ray.shutdown()
+            if tries == START_TRIES:
+                raise
+        else:
+            stack.callback(ray.shutdown)
+            return str(context.address_info["gcs_address"])
+    raise AssertionError("unreachable")
 
 
 if __name__ == "__main__":

@@ -80,6 +80,7 @@ class Run:
             for event in events.read(self.folder / "events.jsonl") if self.folder else ():
                 if condition(event):
                     return event
+                assert event.type != "failed", f"{event.step}: {event.message}"
             assert self.process.poll() is None, "the run ended before"
             time.sleep(0.05)
         raise AssertionError("the run did not get so far")
