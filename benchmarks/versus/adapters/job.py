@@ -228,7 +228,9 @@ def _starts(inputs: Mapping[str, Any]) -> list[int]:
     """Where documents of the first row begin, by position ids or by a mask that numbers documents."""
     positions = inputs.get("position_ids")
     if positions is not None:
-        return [int(i) for i in (positions.reshape(-1, positions.shape[-1])[0] == 0).nonzero()[:, 0]]
+        first = positions.reshape(-1, positions.shape[-1])[0] == 0
+        first[:-1] &= ~first[1:]  # padding is all zeros
+        return [int(i) for i in first[:-1].nonzero()[:, 0]]
     mask = inputs.get("attention_mask")
     if mask is not None and mask.dim() == 4:  # additive or boolean, block by block: a row that sees nothing before itself
         allowed = (mask[0, 0] == 0) if mask.dtype.is_floating_point else mask[0, 0].bool()
