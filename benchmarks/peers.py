@@ -137,7 +137,7 @@ def _entry(contender: Contender, title: str, bases: models.Bases, sized: Sized, 
         packing=contender.packing, row_tokens=ROW_TOKENS, batch=BATCH, epochs=1.0, batch_tokens=max(64, BATCH * longest), rate=RATE,
         rank=RANK, alpha=ALPHA, threads=options.threads, dataset=str(sized.dataset),
         bases={name: str(path) for name, path in bases.mapping.items()}, cache=str(folder / "features") if contender.cached else "",
-        most_steps=0 if contender.framework == "ours" else options.steps,
+        passes=contender.passes, most_steps=0 if contender.framework == "ours" else options.steps,
     )  # fmt: skip
     return Entry(contender, job)
 

@@ -31,15 +31,20 @@ class Contender:
     packing: str = "none"
     cached: bool = False
     """Ours: features of all images are found on disk, left there by a run before, as in a second epoch, stage or trial."""
+    passes: int = 0
+    """Documents of one forward pass; 0 for all of a step's. Small passes stay in a processor's caches."""
 
 
 CONTENDERS = (
     Contender("ours, no packing", "ours"),
+    Contender("ours, no packing, passes of 2", "ours", passes=2),
     Contender("ours, rows", "ours", packing="rows"),
     Contender("ours, shared image", "ours", packing="shared_image"),
     Contender("ours, rows, features cached", "ours", packing="rows", cached=True),
     Contender("ours, shared image, features cached", "ours", packing="shared_image", cached=True),
+    Contender("ours, passes of 2, features cached", "ours", passes=2, cached=True),
     Contender("ms-swift tuned", "swift"),
+    Contender("ms-swift tuned, passes of 2", "swift", passes=2),
     Contender("ms-swift tuned, packing forced", "swift", packing="forced"),
     Contender("ms-swift default", "swift", tuned=False),
     Contender("LLaMA-Factory tuned", "llamafactory"),

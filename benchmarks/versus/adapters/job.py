@@ -51,8 +51,10 @@ class Job:
     """For ours: further fields of the stage."""
     cache: str = ""
     """For ours: folder of the feature cache; empty for none."""
+    passes: int = 0
+    """Documents of one forward pass, where a step takes several; 0 for all of a step's in one."""
     most_steps: int = 0
-    """For the peers: end after so many steps; 0 for none."""
+    """For the peers: end after so many passes; 0 for none."""
 
     @property
     def folder(self) -> Path:

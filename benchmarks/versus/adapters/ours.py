@@ -36,6 +36,8 @@ def piece(job: Job) -> TrainSlice:
     }
     if job.packing != "none":
         stage |= {"batch_tokens": job.row_tokens, "micro_batch_tokens": job.row_tokens}
+    if job.passes:
+        stage["micro_batch_tokens"] = job.batch_tokens * job.passes // job.batch
     whole = {
         "stage_name": "instruct",
         "seed": models.SEED,
