@@ -42,7 +42,8 @@ def arguments(job: Job) -> list[str]:
         "output_dir": job.folder / "swift", "tuner_type": "lora", "target_regex": TARGET_PATTERN, "modules_to_save": CONNECTOR,
         "lora_rank": job.rank, "lora_alpha": job.alpha, "lora_dropout": 0, "torch_dtype": "float32", "attn_impl": "sdpa",
         "num_train_epochs": job.epochs, "per_device_train_batch_size": 1 if job.packing != "none" else job.passes or job.batch,
-        "gradient_accumulation_steps": job.batch // job.passes if job.passes else 1, "learning_rate": job.rate, "weight_decay": 0, "warmup_ratio": 0, "max_grad_norm": 1,
+        "gradient_accumulation_steps": job.batch // job.passes if job.passes else 1,
+        "learning_rate": job.rate, "weight_decay": 0, "warmup_ratio": 0, "max_grad_norm": 1,
         "logging_steps": 1, "save_strategy": "no", "eval_strategy": "no", "report_to": "none", "dataset_num_proc": 1,
         "dataloader_num_workers": 0, "max_length": 8192, "use_cpu": "true", "load_from_cache_file": "false", "dataset_shuffle": "false",
     }  # fmt: skip
