@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from components.platform import champion
 from components.platform.lineage import proof, tracked, version
@@ -19,6 +20,9 @@ from components.platform.store import Store, open_store
 from components.platform.tracking import Tracking
 from components.platform.versions import Version
 from model.errors import BiovlmError
+
+if TYPE_CHECKING:
+    from model.evaluation.results import Report
 
 
 def read(settings: Settings, found: Version) -> Document:
@@ -41,6 +45,14 @@ def verify(settings: Settings, found: Version) -> proof.Proof:
         if stored is not None:
             _registry(settings, found, stored, result)
     return result
+
+
+def report_of(settings: Settings, document: Document) -> Report:
+    """The evaluation that a version was registered with. Errors as `Store.fetch`, `model.evaluation.results.read_report`."""
+    from model.evaluation.results import read_report  # numpy
+
+    edge = next(edge for edge in document.out_of(document.about) if edge.role == "judged by")
+    return read_report(open_store(settings).fetch(str(edge.facts["uri"]), edge.target.partition(":")[2]))
 
 
 def _registry(settings: Settings, found: Version, stored: Document, result: proof.Proof) -> None:
