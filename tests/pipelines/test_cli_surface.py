@@ -29,8 +29,9 @@ SURFACE = {
     "chat": {"question", "--image", "--model", "--json"},
     "registry list": {"--json"},
     "registry history": {"name", "--json"},
-    "lineage show": {"model", "--json"},
+    "lineage show": {"model", "--json", "--html"},
     "lineage verify": {"model", "--json"},
+    "lineage export": {"model", "--format", "--out"},
     "doctor": {"--cluster", "--recipe", "-r", "--budget", "--json"},
     "schema": set(),
 }
