@@ -41,7 +41,7 @@
 | BIOVLM_SIGNING_KEY | PEM file with the private ECDSA key that signs; in a cluster, from a Secret | made in `keys` of `home` |
 | BIOVLM_TRUSTED_KEYS | PEM file, or folder of them, with the public keys whose signatures are believed | that of the signing key |
 | BIOVLM_SERVE_ROOT | folder from which a served model may read images by path | none: base64 only |
-| BIOVLM_APPROVED_GATES | file with the approved gates | `components/promote/approved_gates.yaml` |
+| BIOVLM_APPROVED_GATES | file with the approved gates | `components/platform/approved_gates.yaml` |
 | BIOVLM_TRIGGER | who or what began the run, for its lineage: `schedule:NAME`, `policy:REASON` | `person` |
 | BIOVLM_TRACE | `1`: traces of unexpected errors show the error's text, which may quote a record | `0` |
 | MLFLOW_TRACKING_URI | tracking store and model registry | SQLite in `home` |
