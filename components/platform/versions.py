@@ -43,6 +43,11 @@ class Version(BaseModel):
         """The folder of its receipt in the store. MissingInputError if biovlm did not register this version."""
         return _brought(open_store(settings), f"steps/register/{self.tag(champion.RECEIPT_KEY)}")
 
+    @property
+    def export_uri(self) -> str:
+        """Place of the plain transformers folder in the store. MissingInputError if biovlm did not register this version."""
+        return self._tag("biovlm.export")
+
     def export(self, settings: Settings) -> Path:
         """The plain transformers folder of this version."""
         return _brought(open_store(settings), self.tag("biovlm.export"))

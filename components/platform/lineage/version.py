@@ -14,8 +14,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePosixPath
 
+from components.platform import signing
 from components.platform.lineage import steps
 from components.platform.lineage.graph import Document, Edge, Kind, Node, document, union
+from components.platform.signing import Seal
 from components.platform.store import Source, Store
 from model.errors import MissingInputError
 
@@ -61,6 +63,21 @@ def of_candidate(
         edges.append(Edge(source=about.id, target=extra[-1].id, role="under"))
     bare = [Document(about=node.id, nodes=(node,), edges=()) for node in (about, *extra)]
     return union(about, [*bare, *(steps.ensure(store, *found) for found in reached(store, inputs.values()))], edges)
+
+
+def signed(candidate: Document, seals: Mapping[str, Seal]) -> Document:
+    """The document of a candidate with what signed it: name of the artifact (`export`, `report`) -> its seal. Where signing was
+    switched off, the lineage says so."""
+    about = candidate.node(candidate.about)
+    assert about is not None  # a document holds what it is about
+    nodes, edges = list(candidate.nodes), list(candidate.edges)
+    for name, seal in seals.items():
+        off = seal.method == signing.OFF
+        node = Node.of(Kind.SIGNATURE, signing.OFF) if off else Node.of(Kind.SIGNATURE, name, seal.signature, key=seal.key)
+        place = {} if off else {"uri": signing.uri_of(seal.subject)}
+        nodes.append(node)
+        edges.append(Edge(source=about.id, target=node.id, role="signed by", facts={"what": name, **place}))
+    return document(about, nodes, edges)
 
 
 def with_number(candidate: Document, number: str) -> Document:
