@@ -1,7 +1,7 @@
 """What an auditor asks of a version in the registry: show its lineage, and prove it.
 
 1. `read(settings, version)` is the whole graph, with what came after registration.
-2. `verify(settings, version)` hashes everything again (`proof`), and compares what MLflow holds (`tracked`).
+2. `verify(settings, version)` hashes everything again (`proof`), verifies the signatures, and compares what MLflow holds (`tracked`).
 
 A version that biovlm did not register has no lineage: a letter (exit 66), and nothing is looked at.
 """
@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from components.platform import champion
+from components.platform import champion, signing
 from components.platform.lineage import proof, tracked, version
 from components.platform.lineage.graph import Document
 from components.platform.settings import Settings
@@ -23,6 +23,9 @@ from model.errors import BiovlmError
 
 if TYPE_CHECKING:
     from model.evaluation.results import Report
+
+SIGNED = ("served as", "judged by")
+"""Roles of a version's edges to what is signed, beside its receipt."""
 
 
 def read(settings: Settings, found: Version) -> Document:
@@ -43,6 +46,7 @@ def verify(settings: Settings, found: Version) -> proof.Proof:
         store = _afresh(settings, Path(empty))
         stored = proof.prove(store, receipt, result)
         if stored is not None:
+            _signatures(settings, store, stored, f"steps/register/{receipt}", result)
             _registry(settings, found, stored, result)
     return result
 
@@ -53,6 +57,18 @@ def report_of(settings: Settings, document: Document) -> Report:
 
     edge = next(edge for edge in document.out_of(document.about) if edge.role == "judged by")
     return read_report(open_store(settings).fetch(str(edge.facts["uri"]), edge.target.partition(":")[2]))
+
+
+def _signatures(settings: Settings, store: Store, stored: Document, receipt: str, result: proof.Proof) -> None:
+    """The signatures of what is served, of the report and of the receipt, which holds the lineage. What was made while signing was off
+    is told by its lineage, and is refused where signing is on."""
+    signed = {str(edge.facts["uri"]): edge.target for edge in stored.out_of(stored.about) if edge.role in SIGNED}
+    for uri, target in {**signed, receipt: ""}.items():
+        try:
+            signing.verify(store, settings, uri, target.partition(":")[2] or None)
+            result.note(f"signature of {uri}", [])
+        except BiovlmError as error:
+            result.note(f"signature of {uri}", [error.message])
 
 
 def _registry(settings: Settings, found: Version, stored: Document, result: proof.Proof) -> None:
