@@ -1,7 +1,7 @@
 """What the model registry holds, for readers: models, their versions, and where a version's artifacts are.
 
 1. `parse` reads an address as MLflow writes it: `models:/NAME@ALIAS` or `models:/NAME/NUMBER`.
-2. `find` looks one up; an unknown one is a letter that names the nearest known model.
+2. `find` looks one up, by the ledger where it decides; an unknown one is a letter that names the nearest known model.
 3. `models` and `history` list what there is.
 
 A version's tags (components/register/step.py) name its artifacts relative to the store.
@@ -73,10 +73,7 @@ def find(settings: Settings, address: str) -> Version:
     """
     name, alias, number = parse(address)
     if alias:
-        try:
-            tags = peek.version_tags(settings.tracking_uri, name, alias)
-        except peek.Unknown:
-            tags = Tracking(settings).version_tags(name, alias)
+        tags = champion.version_of(settings, name, alias)
         if tags is not None:
             return Version(name=name, version=tags.pop("version"), aliases=(alias,), tags=tags)
     else:

@@ -98,6 +98,10 @@ class Promotion(Strict):
     """With fewer items the decision is not_enough_data."""
     max_loss_to_champion: Fraction = 0.01
     """How much lower than the champion's the closed accuracy may be on the same items."""
+    approvals: Annotated[int, Field(ge=0, le=9)] = 0
+    """Persons, other than who promotes, that must approve a version that passed the gate; with 0 it is promoted at once."""
+    approval_hours: Annotated[int, Field(ge=1, le=8760)] = 168
+    """How long an approval holds."""
 
 
 class Resources(Strict):
