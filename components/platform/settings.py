@@ -43,6 +43,11 @@
 | BIOVLM_POD_NAME, BIOVLM_POD_UID | the launcher's own pod (downward API), owner of its RayJobs | none |
 | BIOVLM_RAY_STORAGE | set in Ray pods: where Ray Train keeps its notes about a run, which all nodes must reach | scratch folder |
 | BIOVLM_TRIES_BEFORE | set in Ray pods: how often the work was tried before, over all layers | `0` |
+| BIOVLM_SIGNING | `off` signs and verifies nothing, which the lineage of each version then says | `on` |
+| BIOVLM_SIGNING_KEY | PEM file with the private ECDSA key that signs; in a cluster, from a Secret | made in `keys` of `home` |
+| BIOVLM_TRUSTED_KEYS | PEM file, or folder of them, with the public keys whose signatures are believed | that of the signing key |
+| BIOVLM_SERVE_ROOT | folder from which a served model may read images by path | none: base64 only |
+| BIOVLM_APPROVED_GATES | file with the approved gates | `components/promote/approved_gates.yaml` |
 | BIOVLM_TRACE | `1`: traces of unexpected errors show the error's text, which may quote a record | `0` |
 | MLFLOW_TRACKING_URI | tracking store and model registry | SQLite in `home` |
 | MLFLOW_EXPERIMENT_NAME | experiment of all runs | `biovlm` |
@@ -92,6 +97,11 @@ class Settings:
     approvers: Path | None = None
     notify_file: Path | None = None
     notify_webhook: str = ""
+    signing: bool = True
+    signing_key: Path | None = None
+    trusted_keys: Path | None = None
+    serve_root: Path | None = None
+    approved_gates: Path | None = None
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:
@@ -125,6 +135,11 @@ class Settings:
             approvers=_path(env, "BIOVLM_APPROVERS"),
             notify_file=_path(env, "BIOVLM_NOTIFY_FILE"),
             notify_webhook=env.get("BIOVLM_NOTIFY_WEBHOOK", ""),
+            signing=_signing(env.get("BIOVLM_SIGNING") or "on"),
+            signing_key=_path(env, "BIOVLM_SIGNING_KEY"),
+            trusted_keys=_path(env, "BIOVLM_TRUSTED_KEYS"),
+            serve_root=_path(env, "BIOVLM_SERVE_ROOT"),
+            approved_gates=_path(env, "BIOVLM_APPROVED_GATES"),
         )
 
     def for_children(self) -> dict[str, str]:
@@ -151,6 +166,11 @@ class Settings:
             "BIOVLM_APPROVERS": str(self.approvers or ""),
             "BIOVLM_NOTIFY_FILE": str(self.notify_file or ""),
             "BIOVLM_NOTIFY_WEBHOOK": self.notify_webhook,
+            "BIOVLM_SIGNING": "on" if self.signing else "off",
+            "BIOVLM_SIGNING_KEY": str(self.signing_key or ""),
+            "BIOVLM_TRUSTED_KEYS": str(self.trusted_keys or ""),
+            "BIOVLM_SERVE_ROOT": str(self.serve_root or ""),
+            "BIOVLM_APPROVED_GATES": str(self.approved_gates or ""),
             "MLFLOW_TRACKING_URI": self.tracking_uri,
             "MLFLOW_EXPERIMENT_NAME": self.experiment,
         }
@@ -215,6 +235,13 @@ def _launcher(env: Mapping[str, str]) -> str:
             f"BIOVLM_LAUNCHER is {chosen}, and there is no BIOVLM_STORE", "machines share what they make by s3://BUCKET/PREFIX"
         )
     return chosen
+
+
+def _signing(text: str) -> bool:
+    """Off only by the word for it."""
+    if text not in ("on", "off"):
+        raise ConfigError(f"BIOVLM_SIGNING is {text!r}", "give on or off")
+    return text == "on"
 
 
 def _path(env: Mapping[str, str], name: str) -> Path | None:
