@@ -18,6 +18,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from components.platform import champion, lineage, peek
+from components.platform.ledger import registry
+from components.platform.ledger.entry import ALIASES
 from components.platform.settings import Settings
 from components.platform.store import Store, open_store
 from components.platform.tracking import Tracking
@@ -106,8 +108,8 @@ def history(settings: Settings, name: str) -> list[Version]:
     if not found:
         return []
     aliases: dict[str, list[str]] = {}
-    for alias, number in client.get_registered_model(name).aliases.items():
-        aliases.setdefault(str(number), []).append(alias)
+    for alias, number in _aliases(settings, name).items():
+        aliases.setdefault(number, []).append(alias)
     versions = [
         Version(
             name=name,
@@ -119,6 +121,15 @@ def history(settings: Settings, name: str) -> list[Version]:
         for one in found
     ]
     return sorted(versions, key=lambda one: -int(one.version))
+
+
+def _aliases(settings: Settings, name: str) -> dict[str, str]:
+    """Alias -> version: of the registry, but for those about which the ledger decides."""
+    facts, standing = registry.registered(settings, name), registry.standing(settings, name)
+    held = dict(facts.aliases) if facts else {}
+    if standing is None or not standing.entries:
+        return held
+    return {alias: version for alias, version in held.items() if alias not in ALIASES} | dict(standing.state.aliases)
 
 
 def tree(settings: Settings, version: Version) -> lineage.Node:

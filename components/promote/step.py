@@ -2,7 +2,7 @@
 
 1. The decision is a pure function of the gate, the candidate's report and the champion's report on the same items
    (`model.evaluation.decision`).
-2. What is to be promoted is proved first: the signatures of its report and of its export, every byte.
+2. What is to be promoted is proved first: signatures and licences (components/platform/ledger/proof.py).
 3. The ledger (components/platform/ledger) takes the promotion, or the nomination where a person has to have a say, if the champion is
    still the one that preflight saw, in the same reign; else it is a refusal (exit 77), and the next run compares with the new one.
    The registry's aliases follow it. However often the step is tried, or by how many, there is one entry.
@@ -20,9 +20,8 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from components.platform import signing
 from components.platform.champion import AGAINST
-from components.platform.ledger import acts, registry
+from components.platform.ledger import acts, proof, registry
 from components.platform.ledger.registry import Book
 from components.platform.ledger.rules import Candidate
 from components.platform.reference import NONE, Reference
@@ -74,15 +73,15 @@ def _produce(work: Work) -> None:
         () if rival.is_none else read_items(rival.folder),
     )
     found = {"verdict": str(decision.verdict), "reasons": [asdict(reason) for reason in decision.reasons]}
-    evidence = _evidence(work, found)
-    stands = _act(work, wanted, evidence, decision.verdict is Verdict.PROMOTE)
+    evidence = _evidence(work, wanted.promotion.model_dump(mode="json"), found)
+    entry = _act(work, wanted, evidence, decision.verdict is Verdict.PROMOTE)
     _tag(work, wanted.registered_model, str(decision.verdict), [reason.check for reason in decision.failed])
     version = str(given["receipt"].facts["version"])
     facts: dict[str, Any] = {
         **found,
         "version": version,
         "champion_before": str(given["champion"].facts.get("version", "")) or NONE,
-        "entry": stands,
+        "entry": entry,
         "evidence": evidence,
         "figures": {"decision": str(decision.verdict), "version": version},
     }
@@ -90,12 +89,12 @@ def _produce(work: Work) -> None:
         (folder / "decision.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
 
 
-def _evidence(work: Work, found: Mapping[str, Any]) -> dict[str, str]:
+def _evidence(work: Work, gate: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, str]:
     """What the ledger keeps of the decision: name -> digest."""
     given = work.inputs
     evidence = {role: given[role].digest for role in ("receipt", "report", "champion_report") if given[role].digest}
     evidence["checkpoint"] = str(given["receipt"].facts["checkpoint"])
-    return evidence | {"gate": manifest.digest_of(work.piece["promotion"]), "decision": manifest.digest_of(found)}
+    return evidence | {"gate": manifest.digest_of(gate), "decision": manifest.digest_of(found)}
 
 
 def _act(work: Work, wanted: PromoteSlice, evidence: dict[str, str], promote: bool) -> str:
@@ -111,7 +110,7 @@ def _act(work: Work, wanted: PromoteSlice, evidence: dict[str, str], promote: bo
         _refuse_other_reign(book, given["champion"])
     else:
         claim = book.ledger.claim(manifest.digest_of([settings.run_id, work.key]))
-        _prove(work)
+        evidence |= _proved(book, work)
         candidate = Candidate(
             version=str(given["receipt"].facts["version"]),
             against=str(given["champion"].facts.get("version", "")),
@@ -128,15 +127,17 @@ def _act(work: Work, wanted: PromoteSlice, evidence: dict[str, str], promote: bo
     return f"{done.entry.number} {done.entry.digest}" if done.entry else NONE
 
 
-def _prove(work: Work) -> None:
-    """Verify the signatures of the report and of the export; of the export by its manifest where its bytes are on other machines."""
-    store, settings, report = work.store, work.settings, work.inputs["report"]
-    export = str(work.inputs["receipt"].facts["export"])
-    signing.verify(store, settings, store.uri(report.folder), report.digest)
-    if settings.launcher == "process":
-        signing.verify(store, settings, export)
-    else:
-        signing.check(store, settings, export, store.manifest_of(export).digest)
+def _proved(book: Book, work: Work) -> dict[str, str]:
+    """Verify the signatures of report and export, and that every source has a licence; name -> digest."""
+    given = work.inputs
+    receipt, facts = given["receipt"].folder.name, given["receipt"].facts
+    found = proof.signatures(book, work.store, receipt, str(facts["export"]), str(facts["checkpoint"]))
+    if found["report"] != given["report"].digest:
+        raise RefusedError(
+            f"the receipt is about the report {found['report'][:12]}, and {given['report'].digest[:12]} was given",
+            "run the command again",
+        )
+    return found | {"licences": manifest.digest_of(proof.licences(work.store, receipt))}
 
 
 def _refuse_other_reign(book: Book, champion: Reference) -> None:

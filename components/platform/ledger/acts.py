@@ -26,6 +26,9 @@ from components.platform.settings import Settings
 from model.errors import MissingInputError, RefusedError, UsageError
 from model.manifest import digest_of
 
+Proof = Callable[[str], dict[str, str]]
+"""From a version to what was verified of it, name -> digest; raises what refuses it."""
+
 
 @dataclass(frozen=True)
 class Done:
@@ -83,18 +86,20 @@ def approve(book: Book, version: str, by: Person) -> Done:
     return _act(book, key, lambda entries: rules.approval(state(entries), version, by, sign, book.name, now), drift)
 
 
-def promote(book: Book, version: str, by: Person) -> Done:
-    """Promote a nominated version. Errors of `rules.promotion`."""
+def promote(book: Book, version: str, by: Person, proof: Proof) -> Done:
+    """Promote a nominated version. Errors of `rules.promotion` and of `proof`."""
     drift = book.reconcile(by.name)
     _present(book, version)
     nomination = state(book.entries()).nominated.get(version)
+    if nomination is not None:
+        proof(version)
     asked = nomination is not None and nomination.terms.get("approvals", 0) > 0
     keys = approvals.keys(book.settings.approvers) if asked else {}
     key = digest_of(["promotion", book.name, version, nomination.digest if nomination else ""])
     return _act(book, key, lambda entries: rules.promotion(state(entries), version, by, book.clock(), keys), drift)
 
 
-def rollback(book: Book, version: str, by: str, reason: str, proof: Callable[[str], Mapping[str, str]]) -> Done:
+def rollback(book: Book, version: str, by: str, reason: str, proof: Proof) -> Done:
     """Make an earlier champion champion again.
 
     Args:
@@ -102,7 +107,7 @@ def rollback(book: Book, version: str, by: str, reason: str, proof: Callable[[st
         version: The goal.
         by: Who asks.
         reason: Why, in a sentence.
-        proof: From the goal to what was verified of it, name -> digest; raises what refuses it.
+        proof: What is verified of the goal.
 
     Raises:
         UsageError: No reason. RefusedError, MissingInputError: As `rules.rollback` and `proof` say; nothing has changed then.

@@ -83,6 +83,12 @@ def against(entries: Sequence[Entry], anchor: str) -> None:
         )
 
 
+def passing(entries: Sequence[Entry], version: str) -> Entry | None:
+    """The newest entry that says what a version passed the gate with; None for one that was champion before the ledger began."""
+    kinds = (Kind.PROMOTION, Kind.NOMINATION)
+    return next((one for one in reversed(entries) if one.kind in kinds and one.version == version), None)
+
+
 @dataclass(frozen=True)
 class State:
     """Where a model stands after some entries."""

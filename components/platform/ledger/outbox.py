@@ -28,7 +28,7 @@ from components.platform.ledger.entry import Entry, iso, seconds_of
 from components.platform.ledger.ledger import Ledger
 from components.platform.settings import Settings
 from model.errors import ConfigError
-from model.manifest import canonical_json, cannot_write
+from model.manifest import cannot_write, canonical_json
 
 TRY_SECONDS = 60.0
 """How long a try may last; a post ends after a quarter of it."""
