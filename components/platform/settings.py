@@ -15,6 +15,12 @@
 | BIOVLM_STORE | `s3://BUCKET/PREFIX` of artifacts shared by steps on different machines; `store` in the home is its cache | none |
 | BIOVLM_DATA | URL of the Git repository that is the data registry, whose DVC remote all can read; only read from | in `home` |
 | BIOVLM_DVC_REMOTE | DVC remote of the registry that is written here, `s3://BUCKET/PREFIX` or a folder | `dvc-remote` in `home` |
+| BIOVLM_LEDGER | `s3://BUCKET/PREFIX` of the ledger of promotions, such as a bucket that locks objects | in the store, else `home` |
+| BIOVLM_ACTOR | who acts, in the ledger; without a key it is a claim | the login's name |
+| BIOVLM_ACTOR_KEY | file of one's own Ed25519 key, which proves who acts | none |
+| BIOVLM_APPROVERS | folder of public keys `NAME.pem`: who may approve promotions | none |
+| BIOVLM_NOTIFY_FILE | file that gets a CloudEvent, one a line, for each entry of the ledger | none |
+| BIOVLM_NOTIFY_WEBHOOK | address that each of those is posted to; may hold a secret, and is never shown | none |
 | BIOVLM_LAUNCHER | where heavy work runs: `process` (Ray on this machine), `jobs` (a cluster by address) or `kuberay` | `process` |
 | BIOVLM_RAY_ADDRESS | `http://HOST:8265` of that cluster; it alone means `jobs`. Ray reads its token (RAY_AUTH_TOKEN_PATH) | none |
 | BIOVLM_RECIPE | name of the run's recipe, for the labels of jobs on a cluster | `unknown` |
@@ -87,6 +93,12 @@ class Settings:
     pools: Path | None = None
     ray_storage: str = ""
     tries_before: int = 0
+    ledger: str = ""
+    actor: str = ""
+    actor_key: Path | None = None
+    approvers: Path | None = None
+    notify_file: Path | None = None
+    notify_webhook: str = ""
     signing: bool = True
     signing_key: Path | None = None
     trusted_keys: Path | None = None
@@ -120,6 +132,12 @@ class Settings:
             mirrored=env.get("BIOVLM_MIRRORED") == "1",
             trace=env.get("BIOVLM_TRACE") == "1",
             feature_cache_gib=_gib(env.get("BIOVLM_FEATURE_CACHE_GIB") or str(FEATURE_CACHE_GIB)),
+            ledger=env.get("BIOVLM_LEDGER", ""),
+            actor=env.get("BIOVLM_ACTOR", ""),
+            actor_key=_path(env, "BIOVLM_ACTOR_KEY"),
+            approvers=_path(env, "BIOVLM_APPROVERS"),
+            notify_file=_path(env, "BIOVLM_NOTIFY_FILE"),
+            notify_webhook=env.get("BIOVLM_NOTIFY_WEBHOOK", ""),
             signing=_signing(env.get("BIOVLM_SIGNING") or "on"),
             signing_key=_path(env, "BIOVLM_SIGNING_KEY"),
             trusted_keys=_path(env, "BIOVLM_TRUSTED_KEYS"),
@@ -146,6 +164,12 @@ class Settings:
             "BIOVLM_MIRRORED": "1" if self.mirrored else "0",
             "BIOVLM_TRACE": "1" if self.trace else "0",
             "BIOVLM_FEATURE_CACHE_GIB": str(self.feature_cache_gib),
+            "BIOVLM_LEDGER": self.ledger,
+            "BIOVLM_ACTOR": self.actor,
+            "BIOVLM_ACTOR_KEY": str(self.actor_key or ""),
+            "BIOVLM_APPROVERS": str(self.approvers or ""),
+            "BIOVLM_NOTIFY_FILE": str(self.notify_file or ""),
+            "BIOVLM_NOTIFY_WEBHOOK": self.notify_webhook,
             "BIOVLM_SIGNING": "on" if self.signing else "off",
             "BIOVLM_SIGNING_KEY": str(self.signing_key or ""),
             "BIOVLM_TRUSTED_KEYS": str(self.trusted_keys or ""),

@@ -30,7 +30,6 @@ from components.platform.settings import Settings
 from model import manifest
 from model.errors import DataError, MissingInputError, RefusedError
 
-
 KEY_DIGITS = 64
 
 

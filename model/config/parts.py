@@ -110,6 +110,10 @@ class Promotion(Strict):
     """What the version shall be used for."""
     frozen_items: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     """Digest of the first benchmark's items (`items_digest` of its report); a report of any other items is refused. Empty takes any."""
+    approvals: Annotated[int, Field(ge=0, le=9)] = 0
+    """Persons, other than who promotes, that must approve a version that passed the gate; with 0 it is promoted at once."""
+    approval_hours: Annotated[int, Field(ge=1, le=8760)] = 168
+    """How long an approval holds."""
 
 
 class Resources(Strict):
