@@ -26,10 +26,10 @@ FACTS: dict[Kind, tuple[str, ...]] = {
     Kind.CHECKPOINT: ("seed", "records", "skipped_steps"),
     Kind.REPORT: ("figures",),
     Kind.DECISION: ("verdict", "failed"),
-    Kind.STEP: ("started", "seconds", "gpu_seconds", "trigger", "attempt", "workers", "job"),
+    Kind.STEP: ("started", "seconds", "gpu_seconds", "tries", "trigger", "attempt", "workers", "job"),
     Kind.RECEIPT: ("version",),
     Kind.SIGNATURE: ("method", "key"),
-    Kind.MOVE: ("entry", "by", "time", "moves", "reason"),
+    Kind.MOVE: ("moves", "by", "time", "reason"),
 }
 """Facts that stand in the picture; all of them stand in the JSON."""
 
