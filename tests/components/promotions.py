@@ -44,9 +44,7 @@ class Registry:
         }
 
     def _record(self, kind, name, key, **inputs):
-        sources = {
-            role: Source(kind=r.kind, uri=self.store.uri(r.folder), digest=r.digest) for role, r in inputs.items()
-        }
+        sources = {role: Source(kind=r.kind, uri=self.store.uri(r.folder), digest=r.digest) for role, r in inputs.items()}
         parts = {"piece": {}, "identity": {}, "code": code.digest(kind), "revision": {"commit": "abc", "dirty": True}}
         self.store.write_record(StepRecord(key=key, kind=kind, name=name, run_id="r", inputs=sources, started=0.0, **parts))
 
