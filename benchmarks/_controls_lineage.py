@@ -45,7 +45,7 @@ CONTROLS: tuple[Mutation, ...] = (
     Mutation(
         "signatures are verified with the lineage",
         f"{PLATFORM}/auditing.py",
-        '            signing.verify(store, settings, uri, target.partition(":")[2] or None)\n',
+        "            signing.verify(store, settings, uri, digest)\n",
         "",
         LINEAGE + "test_a_version_whose_signature_was_taken_away_is_found",
     ),
