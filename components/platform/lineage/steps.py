@@ -121,8 +121,8 @@ def of_step(content: bytes, found: Manifest, place: str = "the record") -> Docum
     for node, edge in (*_read(record, step), *_made_with(record, step), *_parents(found, artifact), *_contents(found, artifact)):
         nodes.append(node)
         edges.append(edge)
-    for node, edge in _stated(record, found):
-        nodes += node
+    for stated, edge in _stated(record, found):
+        nodes += stated
         edges.append(edge)
     return document(artifact, nodes, edges)
 
