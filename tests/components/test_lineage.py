@@ -344,6 +344,21 @@ def test_a_deleted_run_is_found_and_named(chain, version):
     assert any(run in place and "deleted" in problem for place, problem in found)
 
 
+def test_a_promotion_that_was_refused_is_no_decision_and_one_whose_result_is_gone_is_broken(chain, version):
+    key = chain.read("decision on task").folder.name
+    record, folder = chain.store.record("promote", key), chain.store.folder("promote", key)
+    refused = record.model_copy(update={"key": "d" * 64, "seconds": None})
+    chain.store.write_record(refused)
+    try:
+        assert len(stored(chain, version).of(Kind.DECISION)) == 1
+        assert broken(chain, version) == {}
+        folder.rename(folder.with_name("gone"))
+        assert any(key in place for place in broken(chain, version))
+    finally:
+        folder.with_name("gone").rename(folder)
+        (chain.store.root / "steps" / "promote" / f"{refused.key}.json").unlink()
+
+
 def test_a_foreign_version_has_no_lineage(chain):
     foreign = versions.Version(name="theirs", version="1")
     for ask in (auditing.read, auditing.verify):

@@ -158,7 +158,7 @@ def decisions(store: Store, receipt: str) -> Iterator[Document]:
     for key in store.keys("promote"):
         record = store.record("promote", key)
         source = record.inputs.get("receipt") if record else None
-        if source is not None and _id(source) == receipt:
+        if record is not None and source is not None and _id(source) == receipt and steps.ended(store, record):
             yield steps.ensure(store, "promote", key)
 
 
