@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE, PERMISSION_DENIED
 from mlflow.pyfunc import PythonModel
@@ -72,10 +73,8 @@ class Assistant(PythonModel):
         self._root = settings.serve_root
         self._chat = Chat(open_store(settings), settings, str(where["export"]), str(where["digest"]))
 
-    def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
-        """A table with a column `answer` from one with `question`, and `image` or `image_path`."""
-        import pandas
-
+    def predict(self, context: Any, model_input: pandas.DataFrame, params: Any = None) -> pandas.DataFrame:
+        """A table with a column `answer` from one with `question`, and `image` or `image_path`. Refused: see the module."""
         try:
             rows = model_input.to_dict(orient="records")
             answers = [self._answer(*asked) for asked in self._checked(rows)]
