@@ -29,7 +29,7 @@ from typing import Any, TypeVar
 from components.platform import peek
 from components.platform.peek import Registered
 from components.platform.settings import Settings
-from model.manifest import cannot_write
+from model.manifest import cannot_write, sha256_file
 
 DIGEST_CHARS = 36  # MLflow refuses longer digests of data sets
 PARAM_CHARS = 500
@@ -215,6 +215,21 @@ class Tracking:
             with tempfile.TemporaryDirectory(prefix="biovlm-") as folder:
                 return Path(self.client.download_artifacts(run, path, folder)).read_text(encoding="utf-8")
         except (MlflowException, OSError, UnicodeDecodeError):
+            return None
+
+    def served(self, model_id: str) -> dict[str, str] | None:
+        """File -> SHA-256 of what MLflow serves of a LoggedModel; None if it is gone."""
+        from mlflow.artifacts import download_artifacts
+        from mlflow.exceptions import MlflowException
+
+        uri = self.settings.tracking_uri
+        try:
+            place = str(self.client.get_logged_model(model_id).artifact_location)
+            with tempfile.TemporaryDirectory(prefix="biovlm-") as empty:
+                folder = Path(download_artifacts(artifact_uri=place, dst_path=empty, tracking_uri=uri))
+                files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+                return {path.relative_to(folder).as_posix(): sha256_file(path) for path in files}
+        except (MlflowException, OSError):
             return None
 
     def run_of(self, name: str, number: str) -> str:

@@ -7,7 +7,7 @@ import json
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-from components.platform import champion, code, lineage, reference, signing
+from components.platform import champion, code, reference, signing
 from components.platform.reference import Reference
 from components.platform.store import Source, StepRecord, Store
 from components.platform.tracking import Tracking
@@ -44,9 +44,7 @@ class Registry:
         }
 
     def _record(self, kind, name, key, **inputs):
-        sources = {
-            role: Source(kind=r.kind, uri=lineage.relative(self.store, r.folder), digest=r.digest) for role, r in inputs.items()
-        }
+        sources = {role: Source(kind=r.kind, uri=self.store.uri(r.folder), digest=r.digest) for role, r in inputs.items()}
         parts = {"piece": {}, "identity": {}, "code": code.digest(kind), "revision": {"commit": "abc", "dirty": True}}
         self.store.write_record(StepRecord(key=key, kind=kind, name=name, run_id="r", inputs=sources, started=0.0, **parts))
 

@@ -8,7 +8,7 @@ from model import manifest
 from model.evaluation.results import BenchmarkResult, Figure, Item, MetricResult, Report, write
 
 
-def write_report(folder: Path, right: int, items: int = 20, checkpoint: str = "c" * 64) -> Path:
+def write_report(folder: Path, right: int, items: int = 20, checkpoint: str = "c" * 64, asked: str = "") -> Path:
     """A report artifact in which `right` of `items` closed questions were answered well, and none of them blindly."""
 
     def figure(value):
@@ -56,6 +56,7 @@ def write_report(folder: Path, right: int, items: int = 20, checkpoint: str = "c
         for index in range(items)
     ]
     numbers = {"closed_accuracy": share, "image_gain": share, "items": items}
-    with manifest.commit(folder, "report", {"checkpoint": checkpoint}, {"benchmarks": {result.key: numbers}}) as aside:
+    parents = {"checkpoint": checkpoint} | ({"data:asked": asked} if asked else {})
+    with manifest.commit(folder, "report", parents, {"benchmarks": {result.key: numbers}}) as aside:
         write(aside, report, answered)
     return folder

@@ -96,6 +96,12 @@ def test_a_curve_keeps_its_last_point_and_leaves_out_what_is_not_finite() -> Non
     assert curve("short", [(1, 2.0)]) is None
 
 
+def test_a_curve_that_hardly_moves_has_ticks_that_differ() -> None:
+    drawn = curve("align", [(step, 5.590 + 0.002 * step) for step in range(4)])
+    assert drawn is not None
+    assert len({tick.label for tick in drawn.y_ticks}) == len(drawn.y_ticks) >= 3
+
+
 def test_times_read_like_times() -> None:
     assert [duration(s) for s in (4.21, 185, 7801)] == ["4.2 s", "3 min 05 s", "2 h 10 min"]
 
