@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -106,7 +105,7 @@ class Assistant(PythonModel):
             raise RefusedError("the image's path leaves the served folder", "give a path relative to it") from None
         if not found.is_file():
             raise MissingInputError("there is no image at that path", "give the path of a file, relative to the served folder")
-        _refuse_big(os.path.getsize(found))
+        _refuse_big(found.stat().st_size)
         return found
 
     def _answer(self, image: Path | bytes, question: str) -> str:
