@@ -95,6 +95,9 @@ def _logged_model(tracking: Tracking, candidate: Candidate, run: str) -> Any:
 
 
 def _figures(tracking: Tracking, candidate: Candidate, run: str, model_id: str) -> None:
+    from mlflow.entities import LoggedModelOutput
+
+    tracking.client.log_outputs(run, [LoggedModelOutput(model_id, 0)])
     set_name, facts = next(iter(candidate.sets.items()))
     for key, value in candidate.figures.items():
         tracking.client.log_metric(
