@@ -10,7 +10,7 @@ import pytest
 from model.config import Promotion
 from model.data.dataset import DataSet
 from model.data.records import AnswerType, Record
-from model.evaluation.decision import decide
+from model.evaluation.decision import Evidence, Grounds, decide
 from model.evaluation.metrics import METRICS, score_item
 from model.evaluation.report import Curve, ReportInputs, Sample, Step, choose_samples, duration, render, write_report
 from model.evaluation.report_drawing import HEIGHT, curve
@@ -23,14 +23,14 @@ RIGHT = [number % 5 != 0 for number in range(60)]
 
 @pytest.fixture(scope="module")
 def inputs() -> ReportInputs:
-    whole, _ = report(RIGHT, open_right=RIGHT)
+    whole, items = report(RIGHT, open_right=RIGHT)
     return ReportInputs(
         name=f"biovlm{EVIL}",
         version="3",
         report=whole,
         description=EVIL,
         recipe="tiny",
-        decision=decide(Promotion(min_closed_accuracy=0.9), whole),
+        decision=decide(Promotion(min_closed_accuracy=0.9), Evidence(whole, items), None, Grounds(("CC0-1.0",))),
         curves=(Curve("align", tuple((step, 5 / step) for step in range(1, 900))),),
         data=((EVIL, EVIL),),
         lineage=(("Code", EVIL),),
