@@ -1,0 +1,288 @@
+"""The registry follows the ledger: a real MLflow, real steps, processes that are killed, and hands that move an alias."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from components.platform import champion, code, versions
+from components.platform.ledger import acts, proof
+from components.platform.ledger import registry as following
+from components.platform.ledger.approvals import Person
+from components.platform.ledger.entry import Kind
+from components.platform.ledger.registry import Book
+from components.platform.settings import Settings
+from components.platform.tracking import Tracking
+from model.errors import MissingInputError, RefusedError, UsageError
+from pipelines import cli
+from tests.components.promotions import GATE, make_person
+from tests.forks import forked
+
+
+class Clock:
+    def __init__(self):
+        self.now = 1_790_000_000.0
+
+    def __call__(self):
+        return self.now
+
+
+def book(settings, clock=None):
+    return Book(settings, "mini", clock or Clock())
+
+
+def kinds(settings):
+    return [entry.kind.value for entry in book(settings).entries()]
+
+
+def promoted(registry, *names):
+    """Candidates, each better than the one before, all promoted."""
+    rival = None
+    for right, name in enumerate(names, 15):
+        registry.candidate(name, right)
+        registry.register(name)
+        assert registry.promote(name, rival=rival)["verdict"] == "promote"
+        rival = name
+
+
+def by_hand(settings, alias, version):
+    client = Tracking(settings).client
+    if version:
+        client.set_registered_model_alias("mini", alias, version)
+    else:
+        client.delete_registered_model_alias("mini", alias)
+
+
+def rollback(settings, to, reason="worse at night"):
+    own = book(settings)
+    return acts.rollback(own, to, "ada", reason, lambda version: proof.of_version(own, version))
+
+
+def test_an_alias_moved_by_hand_is_nobodys_champion_and_is_put_back_and_told(registry, store):
+    promoted(registry, "a", "b")
+    by_hand(store, "champion", "1")
+    by_hand(store, "previous", "")
+    # Readers follow the ledger meanwhile.
+    assert versions.find(store, "models:/mini@champion").version == "2"
+    assert champion.present(store, "mini")[0].facts["version"] == "2"
+    clock = Clock()
+    clock.now = book(store).entries()[-1].seconds + following.UNDER_WAY_SECONDS + 1
+    done = acts.reconcile(book(store, clock), "ada")
+    assert [str(one) for one in done.drift] == [
+        "champion was at version 1, and is at 2 again",
+        "previous was at version none, and is at 1 again",
+    ]
+    assert registry.aliases() == {"champion": "2", "previous": "1"}
+    assert kinds(store) == ["promotion", "promotion", "repair"]
+    assert acts.reconcile(book(store, clock), "ada").drift == []
+    assert kinds(store) == ["promotion", "promotion", "repair"]
+    by_hand(store, "staging", "1")
+    assert acts.reconcile(book(store, clock), "ada").drift == []  # an alias that is nobody's business here
+    assert "staging" in registry.aliases()
+
+
+def test_a_promotion_and_a_reused_decision_repair_drift_first(registry, store, happened):
+    promoted(registry, "a")
+    by_hand(store, "champion", "")
+    registry.promote("a", rival="a")
+    assert happened()[-1] == "finished"  # not reused: the aliases were not where the ledger has them
+    assert registry.aliases() == {"champion": "1"}
+    assert kinds(store) == ["promotion"]
+    assert registry.promote("a", rival="a")["verdict"] == "promote"
+    assert happened()[-1] == "reused"
+
+
+@pytest.mark.parametrize("where", ["before the aliases", "between two aliases", "before the notices"])
+def test_a_promotion_killed_after_its_entry_is_finished_by_the_next(registry, store, where, monkeypatch, tmp_path):
+    notices = tmp_path / "notices.jsonl"
+    monkeypatch.setenv("BIOVLM_NOTIFY_FILE", str(notices))
+    promoted(registry, "a")
+    registry.candidate("b", 18)
+    registry.register("b")
+
+    def dies(*_):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def promote():
+        if where == "before the aliases":
+            monkeypatch.setattr(Book, "project", lambda self: dies() if len(self.entries()) == 2 else None)
+        elif where == "between two aliases":
+            move = Tracking.move_alias
+            monkeypatch.setattr(Tracking, "move_alias", lambda self, *args: (move(self, *args), dies())[0])
+        else:
+            monkeypatch.setattr(acts.outbox, "deliver", dies)
+        registry.promote("b", rival="a")
+        return 0
+
+    assert forked([promote]) == [-signal.SIGKILL]
+    assert kinds(store) == ["promotion", "promotion"]
+    assert champion.present(store, "mini")[0].facts["version"] == "2"  # readers need no alias
+    found = registry.promote("b", rival="a")  # the run is started again
+    assert (found["verdict"], registry.aliases()) == ("promote", {"champion": "2", "previous": "1"})
+    assert kinds(store) == ["promotion", "promotion"]
+    assert len(notices.read_text().splitlines()) == 2
+
+
+def test_a_ledger_that_begins_writes_down_what_it_finds(registry, store):
+    registry.candidate("a", 15)
+    registry.register("a")
+    by_hand(store, "champion", "1")
+    assert versions.find(store, "models:/mini@champion").version == "1"
+    registry.candidate("b", 18)
+    registry.register("b")
+    assert registry.promote("b", rival="a")["champion_before"] == "1"
+    first, second = book(store).entries()
+    assert (first.kind, first.moves) == (Kind.REPAIR, {"champion": "1"})
+    assert second.moves == {"champion": "2", "previous": "1"}
+
+
+def test_a_rollback_proves_its_goal_and_needs_a_reason(registry, store, capsys):
+    promoted(registry, "a", "b")
+    with pytest.raises(UsageError, match="needs a reason"):
+        rollback(store, "1", reason=" ")
+    with pytest.raises(RefusedError, match="version 3 was never champion"):
+        rollback(store, "3")
+    assert registry.aliases() == {"champion": "2", "previous": "1"}
+    done = rollback(store, "1")
+    assert (done.entry.kind, done.entry.reason) == (Kind.ROLLBACK, "worse at night")
+    assert {"receipt", "report", "export", "licences"} <= done.entry.evidence.keys()
+    assert registry.aliases() == {"champion": "1"}
+    # The same candidate again: its decision is in the store, and a person took the championship from it.
+    registry.promote("b", rival="a")
+    assert registry.aliases() == {"champion": "1"}
+    stricter = registry.promote("b", rival="a", gate={**GATE, "min_items": 11})
+    assert (stricter["verdict"], registry.aliases()) == ("promote", {"champion": "1", "challenger": "2"})
+
+
+@pytest.mark.parametrize("harm", ["export", "signature", "receipt", "licence"])
+def test_a_rollback_to_what_was_changed_is_refused_and_changes_nothing(registry, store, harm):
+    promoted(registry, "a", "b")
+    tags = Tracking(store).client.get_model_version("mini", "1").tags
+    export = store.store / tags["biovlm.export"]
+    if harm == "export":
+        (export / "config.json").write_text("[]")
+    elif harm == "signature":
+        for path in (store.store / "signatures").glob("*/model.sig"):
+            path.write_text(path.read_text().replace("a", "b", 1))
+    elif harm == "receipt":
+        other = Tracking(store).client.get_model_version("mini", "2").tags[champion.RECEIPT_KEY]
+        Tracking(store).client.set_model_version_tag("mini", "1", champion.RECEIPT_KEY, other)
+    else:
+        path = store.store / registry.store.uri(registry.data.folder) / "manifest.json"
+        path.write_text(path.read_text().replace("CC0-1.0", "unknown"))
+    with pytest.raises(RefusedError):
+        rollback(store, "1")
+    assert kinds(store) == ["promotion", "promotion"]
+    assert registry.aliases() == {"champion": "2", "previous": "1"}
+
+
+def test_what_is_unsigned_is_not_promoted(registry, store, happened):
+    registry.candidate("a", 18)
+    receipt = registry.register("a")
+    (store.store / receipt.facts["export"] / "config.json").write_text("[]")
+    with pytest.raises(SystemExit) as stopped:
+        registry.promote("a")
+    assert (stopped.value.code, registry.aliases(), kinds(store)) == (77, {}, [])
+
+
+def test_a_version_or_run_that_is_gone_is_a_letter(registry, store, happened):
+    promoted(registry, "a")
+    registry.candidate("b", 18)
+    registry.register("b")
+    client = Tracking(store).client
+    run = client.get_model_version("mini", "2").run_id
+    client.delete_run(run)
+    with pytest.raises(SystemExit) as stopped:
+        registry.promote("b", rival="a")
+    assert stopped.value.code == 66
+    assert "the run that registered version 2 of mini was deleted" in happened(types_only=False)[-1].message
+    client.restore_run(run)
+    registry.promote("b", rival="a")
+    client.delete_model_version("mini", "2")  # the champion itself
+    with pytest.raises(MissingInputError, match="version 2 of mini, which the ledger has as champion, is gone"):
+        versions.find(store, "models:/mini@champion")
+    with pytest.raises(MissingInputError, match="is gone from the registry"):
+        acts.reconcile(book(store), "ada")
+    rollback(store, "1")
+    assert versions.find(store, "models:/mini@champion").version == "1"
+
+
+def test_a_broken_ledger_stops_every_act_and_nothing_changes(registry, store):
+    promoted(registry, "a", "b")
+    (entry,) = (store.home / "ledger").rglob("00000002.json")
+    whole = entry.read_bytes()
+    entry.write_bytes(whole.replace(b'"champion":"2"', b'"champion":"1"'))
+    for act in (
+        lambda: rollback(store, "1"),
+        lambda: acts.reconcile(book(store), "ada"),
+        lambda: acts.withdraw(book(store), "1", "ada", "consent", {}),
+        lambda: champion.present(store, "mini"),
+    ):
+        with pytest.raises(RefusedError, match="entry 2 of the ledger was changed"):
+            act()
+    entry.unlink()  # its end is gone: whole in itself
+    with pytest.raises(MissingInputError, match="ends at entry 1, and the registry remembers entry 2"):
+        rollback(store, "1")
+    entry.write_bytes(whole)
+    assert registry.aliases() == {"champion": "2", "previous": "1"}
+    assert kinds(store) == ["promotion", "promotion"]
+
+
+def test_persons_approve_and_promote_by_the_command(registry, store, tmp_path, monkeypatch, capsys):
+    files = {name: make_person(tmp_path, name) for name in ("ada", "bob")}
+    monkeypatch.setenv("BIOVLM_APPROVERS", str(tmp_path / "approvers"))
+
+    def call(who, *arguments):
+        monkeypatch.setenv("BIOVLM_ACTOR_KEY", str(files[who]))
+        exit_code = cli.call(["registry", *arguments])
+        return exit_code, capsys.readouterr()
+
+    registry.candidate("a", 18)
+    registry.register("a")
+    assert call("ada", "promote", "models:/mini/1")[0] == 77  # not nominated
+    found = registry.promote("a", gate={**GATE, "approvals": 1})
+    assert (found["verdict"], registry.aliases()) == ("promote", {"challenger": "1"})
+    code_, said = call("ada", "promote", "models:/mini@challenger")
+    assert (code_, "needs 1 approvals, and 0 count" in said.err) == (77, True)
+    assert call("bob", "approve", "models:/mini@challenger")[0] == 0
+    code_, said = call("bob", "promote", "models:/mini/1")
+    assert (code_, "one's own" in said.err) == (77, True)
+    assert registry.aliases() == {"challenger": "1"}
+    code_, said = call("ada", "promote", "models:/mini/1")
+    assert (code_, said.out) == (0, "entry 3: promotion of version 1 by ada\nmini: champion 1\n")
+    assert "(it was done already)" in call("ada", "promote", "models:/mini/1")[1].out
+    assert call("ada", "rollback", "mini", "--to", "1", "--reason", "none")[0] == 0
+    assert call("ada", "rollback", "mini", "--to", "champion", "--reason", "none")[0] == 64
+    assert call("ada", "reconcile", "nobody")[0] == 66
+    _, said = call("ada", "history", "mini")
+    assert "nomination  1        challenger=1" in said.out
+    assert "approval    1        -" in said.out
+    assert "promotion   1        challenger=none,champion=1  ada" in said.out
+    assert "champion" in call("ada", "list")[1].out
+
+
+def test_a_withdrawn_champion_stays_until_a_rollback_and_never_comes_back(registry, store):
+    promoted(registry, "a", "b")
+    done = acts.withdraw(book(store), "2", "ada", "consent was withdrawn", {})
+    assert done.aliases == {"champion": "2", "previous": "1"}
+    rollback(store, "1")
+    assert registry.aliases() == {"champion": "1"}
+    with pytest.raises(RefusedError, match="version 2 is withdrawn"):
+        rollback(store, "2")
+    with pytest.raises(RefusedError, match="version 2 is withdrawn"):
+        acts.promote(book(store), "2", Person("ada", proven=True), dict)
+
+
+def test_another_registry_has_another_ledger(registry, store, tmp_path, monkeypatch):
+    """A model of this name that is made anew does not inherit the old one's champion."""
+    promoted(registry, "a")
+    Tracking(store).client.delete_registered_model("mini")
+    Tracking(store).client.create_registered_model("mini")
+    assert book(store).entries() == ()
+    assert champion.present(Settings.from_environment(), "mini")[0].is_none
+
+
+def test_the_code_of_promotion_counts_what_decides():
+    assert "components/promote/step.py" in code.files("promote")
