@@ -51,7 +51,7 @@ class Plain:
         self.client.create_registered_model("mini")
 
     def version(self, **more):
-        return self.client.create_model_version("mini", source="exports/none", **more).version
+        return str(self.client.create_model_version("mini", source="exports/none", **more).version)
 
     def offer(self, version):
         now = following.standing(self.settings, "mini")
