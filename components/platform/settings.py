@@ -47,7 +47,8 @@
 | BIOVLM_SIGNING_KEY | PEM file with the private ECDSA key that signs; in a cluster, from a Secret | made in `keys` of `home` |
 | BIOVLM_TRUSTED_KEYS | PEM file, or folder of them, with the public keys whose signatures are believed | that of the signing key |
 | BIOVLM_SERVE_ROOT | folder from which a served model may read images by path | none: base64 only |
-| BIOVLM_APPROVED_GATES | file with the approved gates | `components/promote/approved_gates.yaml` |
+| BIOVLM_APPROVED_GATES | file with the approved gates | `components/platform/approved_gates.yaml` |
+| BIOVLM_TRIGGER | who or what began the run, for its lineage: `schedule:NAME`, `policy:REASON` | `person` |
 | BIOVLM_TRACE | `1`: traces of unexpected errors show the error's text, which may quote a record | `0` |
 | MLFLOW_TRACKING_URI | tracking store and model registry | SQLite in `home` |
 | MLFLOW_EXPERIMENT_NAME | experiment of all runs | `biovlm` |
@@ -85,6 +86,7 @@ class Settings:
     launcher: str = "process"
     ray_address: str = ""
     recipe: str = "unknown"
+    trigger: str = ""
     mirrored: bool = False
     trace: bool = False
     feature_cache_gib: float = FEATURE_CACHE_GIB
@@ -123,6 +125,7 @@ class Settings:
             launcher=_launcher(env),
             ray_address=env.get("BIOVLM_RAY_ADDRESS", ""),
             recipe=env.get("BIOVLM_RECIPE") or "unknown",
+            trigger=env.get("BIOVLM_TRIGGER", ""),
             pools=Path(env["BIOVLM_POOLS"]) if env.get("BIOVLM_POOLS") else None,
             ray_storage=env.get("BIOVLM_RAY_STORAGE", ""),
             tries_before=int(env.get("BIOVLM_TRIES_BEFORE") or 0),
@@ -156,6 +159,7 @@ class Settings:
             "BIOVLM_LAUNCHER": self.launcher,
             "BIOVLM_RAY_ADDRESS": self.ray_address,
             "BIOVLM_RECIPE": self.recipe,
+            "BIOVLM_TRIGGER": self.trigger,
             "BIOVLM_POOLS": str(self.pools or ""),
             "BIOVLM_MIRRORED": "1" if self.mirrored else "0",
             "BIOVLM_TRACE": "1" if self.trace else "0",

@@ -22,7 +22,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from components.platform.settings import Settings
-from components.platform.store import Store
+from components.platform.store import Store, open_store
 from model import manifest
 from model.errors import DataError, MissingInputError, RefusedError
 from model.folders import refuse_disguised, refuse_hidden
@@ -50,6 +50,11 @@ def uri_of(digest: str) -> str:
     return f"signatures/{digest}"
 
 
+def was_signed(settings: Settings, found: Manifest) -> bool:
+    """Whether a stored result has the signature that its step gives it; a step that died before that runs again."""
+    return is_there(open_store(settings), settings, found.digest)
+
+
 def is_there(store: Store, settings: Settings, digest: str) -> bool:
     """Whether the artifact of `digest` has a signature, unread, or needs none."""
     if not settings.signing:
@@ -73,10 +78,13 @@ def ensure(store: Store, settings: Settings, uri: str, here: bool = True) -> Sea
         RefusedError: The artifact is not what its manifest says or holds what a signature does not see; the key is open to others;
             a signature is there that does not verify. MissingInputError, ConfigError: No artifact, no key.
     """
-    found = store.manifest_of(uri)
+    # What was just made here is signed before others see it: one that is published is signed, or its maker died.
+    folder = store.root / uri
+    local = here and folder.exists()
+    found = manifest.verify(folder) if local else store.manifest_of(uri)
     if not settings.signing:
         return Seal(method=OFF, subject=found.digest)
-    hashes = _seen(store.fetch(uri, found.digest), found) if here else _told(found)
+    hashes = _seen(folder if local else store.fetch(uri, found.digest), found) if here else _told(found)
     if not is_there(store, settings, found.digest):
         _sign(settings, found, hashes, store.root / uri_of(found.digest))
         store.publish(uri_of(found.digest))

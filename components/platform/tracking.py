@@ -18,6 +18,7 @@ import json
 import os
 import random
 import socket
+import tempfile
 import time
 import urllib.parse
 import uuid
@@ -28,12 +29,13 @@ from typing import Any, TypeVar
 from components.platform import peek
 from components.platform.peek import Registered
 from components.platform.settings import Settings
-from model.manifest import cannot_write
+from model.manifest import cannot_write, sha256_file
 
 DIGEST_CHARS = 36  # MLflow refuses longer digests of data sets
 PARAM_CHARS = 500
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",  # a model is code from a file, never a pickled object
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -199,6 +201,49 @@ class Tracking:
         """Keep small files with a run."""
         for path in paths:
             self.client.log_artifact(run, str(path), folder)
+
+    def text(self, run: str, path: str, content: str) -> None:
+        """Keep a text with a run as the file `path`."""
+        self.client.log_text(run, content, path)
+
+    def kept(self, run: str, path: str) -> str | None:
+        """A text that is kept with a run; None if the run is deleted or gone, or keeps no such file."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            if self.client.get_run(run).info.lifecycle_stage != "active":
+                return None
+            with tempfile.TemporaryDirectory(prefix="biovlm-") as folder:
+                return Path(self.client.download_artifacts(run, path, folder)).read_text(encoding="utf-8")
+        except (MlflowException, OSError, UnicodeDecodeError):
+            return None
+
+    def served(self, model_id: str) -> dict[str, str] | None:
+        """File -> SHA-256 of what MLflow serves of a LoggedModel; None if it is gone."""
+        from mlflow.artifacts import download_artifacts
+        from mlflow.exceptions import MlflowException
+
+        uri = self.settings.tracking_uri
+        try:
+            place = str(self.client.get_logged_model(model_id).artifact_location)
+            with tempfile.TemporaryDirectory(prefix="biovlm-") as empty:
+                folder = Path(download_artifacts(artifact_uri=place, dst_path=empty, tracking_uri=uri))
+                files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+                return {path.relative_to(folder).as_posix(): sha256_file(path) for path in files}
+        except (MlflowException, OSError):
+            return None
+
+    def run_of(self, name: str, number: str) -> str:
+        """The run that registered a version of the model `name`."""
+        return str(self.client.get_model_version(name, number).run_id or "")
+
+    def saw(self, run: str, model_id: str, sets: Mapping[str, str], metric: str) -> None:
+        """Say of a LoggedModel which data sets (name -> digest) it saw, so that `search_logged_models(datasets=...)` finds it.
+
+        MLflow knows the data sets of a LoggedModel by its metrics alone: `metric` is 1 for each of them.
+        """
+        for name, digest in sorted(sets.items()):
+            self.client.log_metric(run, metric, 1.0, model_id=model_id, dataset_name=name, dataset_digest=digest[:DIGEST_CHARS])
 
     def finish(self, run: str, status: str, when: float | None = None) -> None:
         """Close a run: FINISHED, FAILED or KILLED."""

@@ -1,7 +1,7 @@
 """Promotion: decide, and let the ledger say what follows.
 
-1. The decision is a pure function of the gate, the candidate's report and the champion's report on the same items
-   (`model.evaluation.decision`).
+1. The decision is a pure function of the gate, the candidate's report and the champion's report on the same items; what it rests on is
+   brought and proved by `components/promote/gate.py`.
 2. What is to be promoted is proved first: signatures and licences (components/platform/ledger/proof.py).
 3. The ledger (components/platform/ledger) takes the promotion, or the nomination where a person has to have a say, if the champion is
    still the one that preflight saw, in the same reign; else it is a refusal (exit 77), and the next run compares with the new one.
@@ -22,6 +22,7 @@ from typing import Any
 
 from components.platform.champion import AGAINST
 from components.platform.ledger import acts, proof, registry
+from components.platform.ledger.chain import passing
 from components.platform.ledger.registry import Book
 from components.platform.ledger.rules import Candidate
 from components.platform.reference import NONE, Reference
@@ -60,18 +61,13 @@ def _in_place(name: str, stored: manifest.Manifest) -> bool:
 
 
 def _produce(work: Work) -> None:
-    from model.evaluation.decision import Decision, Verdict, decide  # numpy
-    from model.evaluation.results import read_items, read_report
+    from components.promote.gate import judge  # numpy
+    from model.evaluation.decision import Verdict
 
     wanted, given = PromoteSlice.model_validate(work.piece), work.inputs
-    rival = given["champion_report"]
-    decision: Decision = decide(
-        wanted.promotion,
-        read_report(given["report"].folder),
-        None if rival.is_none else read_report(rival.folder),
-        read_items(given["report"].folder),
-        () if rival.is_none else read_items(rival.folder),
-    )
+    gate = _champions_gate(work, wanted.registered_model)
+    refs = (given["receipt"], given["report"], given["champion_report"])
+    decision = judge(work.store, work.settings, wanted.promotion, *refs, gate)
     found = {"verdict": str(decision.verdict), "reasons": [asdict(reason) for reason in decision.reasons]}
     evidence = _evidence(work, wanted.promotion.model_dump(mode="json"), found)
     entry = _act(work, wanted, evidence, decision.verdict is Verdict.PROMOTE)
@@ -87,6 +83,13 @@ def _produce(work: Work) -> None:
     }
     with manifest.commit(work.final, KIND, work.parents, facts) as folder:
         (folder / "decision.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+
+
+def _champions_gate(work: Work, name: str) -> str:
+    """Digest of the gate that the champion passed, as the ledger tells; empty if there is no champion, or nobody knows."""
+    version = str(work.inputs["champion"].facts.get("version", ""))
+    told = passing(Book(work.settings, name).entries(), version)
+    return told.evidence.get("gate", "") if told else ""
 
 
 def _evidence(work: Work, gate: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, str]:

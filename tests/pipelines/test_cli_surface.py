@@ -33,8 +33,9 @@ SURFACE = {
     "registry promote": {"model", "--json"},
     "registry rollback": {"name", "--to", "--reason", "--json"},
     "registry reconcile": {"name", "--json"},
-    "lineage show": {"model", "--json"},
+    "lineage show": {"model", "--json", "--html"},
     "lineage verify": {"model", "--json"},
+    "lineage export": {"model", "--format", "--out"},
     "doctor": {"--cluster", "--recipe", "-r", "--budget", "--json"},
     "schema": set(),
 }

@@ -1,7 +1,7 @@
 """What is proved of a version before it becomes champion again, or for the first time.
 
 1. Its receipt and checkpoint are those of which the ledger tells; the tags of the registry only say where to look.
-2. The signatures of its report and its export hold, every byte (of the export by its manifest where its bytes are on other machines).
+2. The signatures of its receipt, its report and its export hold, every byte (of the export by its manifest where its bytes are on other machines).
 3. Every data set and base model that it was made from has a licence, and they are those with which it passed the gate.
 """
 
@@ -47,7 +47,7 @@ def of_version(book: Book, version: str) -> dict[str, str]:
 
 
 def signatures(book: Book, store: Store, receipt: str, export: str, checkpoint: str) -> dict[str, str]:
-    """Verify the signatures of report and export; name -> digest of what they cover.
+    """Verify the signatures of receipt, report and export; name -> digest of what they cover.
 
     Args:
         book: Of the model.
@@ -68,6 +68,7 @@ def signatures(book: Book, store: Store, receipt: str, export: str, checkpoint: 
     found, settings = store.manifest_of(export), book.settings
     if found.parents.get("checkpoint") != checkpoint:
         raise RefusedError(f"{export} is the export of another checkpoint", "remove it, and run the recipe again")
+    signing.verify(store, settings, f"steps/register/{receipt}")
     signing.verify(store, settings, report.uri, report.digest)
     if settings.launcher == "process":
         signing.verify(store, settings, export, found.digest)
