@@ -25,7 +25,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import _controls_cluster, _controls_kfp, _controls_speed, _controls_store
+from benchmarks import _controls_cluster, _controls_kfp, _controls_ledger, _controls_speed, _controls_store
 from benchmarks._controls_crash import CONTROLS, Mutation
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,6 +39,7 @@ TABLE: tuple[Mutation, ...] = (
     *CONTROLS,
     *_controls_speed.CONTROLS,
     *_controls_store.CONTROLS,
+    *_controls_ledger.CONTROLS,
     *_controls_cluster.CONTROLS,
     *_controls_kfp.CONTROLS,
 )
