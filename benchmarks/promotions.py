@@ -38,10 +38,11 @@ def measure(kinds: tuple[str, ...] = KINDS, processes: int = PROCESSES, rounds: 
         began = time.perf_counter()
         with surroundings(kind) as environment, Racers(processes, environment) as racers:
             for what, wanted in (("same", 1), ("different", processes)):
-                outcomes = [getattr(racers, what)(f"{what}-{number}") for number in range(rounds)]
-                faults = [fault for outcome in outcomes if (fault := fault_of(outcome, wanted))]
-                for fault in faults:
-                    print(f"{kind} {what}: {fault}", file=sys.stderr, flush=True)
+                outcomes, faults = [], []
+                for number in range(rounds):
+                    outcomes.append(getattr(racers, what)(f"{what}-{number}"))
+                    faults += [fault for fault in [fault_of(outcomes[-1], wanted)] if fault]
+                    print(f"{kind} {what} {number + 1}: {faults or 'good'}", file=sys.stderr, flush=True)
                 found |= {
                     f"{kind}_{what}_rounds": float(len(outcomes)),
                     f"{kind}_{what}_bad_rounds": float(len(faults)),

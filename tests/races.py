@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import random
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,6 +29,7 @@ from model.errors import RefusedError
 from model.manifest import digest_of
 
 MOST_TURNS = 400
+PAUSE_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,7 @@ def _promote_own(settings: Settings, name: str, number: int) -> tuple[int, bool,
         try:
             done = acts.offer(book, candidate, f"run {number}", digest_of(["own", name, version, now.since]))
         except RefusedError:
+            time.sleep(random.uniform(0, PAUSE_SECONDS))  # a run that is repeated takes minutes
             continue
         return (done.entry.number if done.entry else 0, done.new, turn)
     raise AssertionError(f"refused {MOST_TURNS} times")

@@ -17,45 +17,58 @@ from model.errors import BiovlmError, MissingInputError, RefusedError
 GAP_HINT = "the ledger may only grow: bring the file back from a backup or from the bucket's older versions"
 
 
-def breaks(contents: Mapping[int, bytes]) -> Iterator[tuple[int, BiovlmError]]:
+def breaks(contents: Mapping[int, bytes], proved: Sequence[Entry] = ()) -> Iterator[tuple[int, BiovlmError]]:
     """(number, letter) of each place where the chain is broken, in order.
 
     Args:
         contents: Number -> bytes of the entry's file.
+        proved: The first entries, if they are known to be whole.
     """
-    before = START
-    for number in range(1, max(contents, default=0) + 1):
-        if number not in contents:
-            later = len([other for other in contents if other > number])
-            yield number, MissingInputError(f"entry {number} of the ledger is missing, and {later} follow it", GAP_HINT)
-            before = ""
+    before = proved[-1].digest if proved else START
+    for number in range(len(proved) + 1, max(contents, default=0) + 1):
+        found = _break(contents, number, before)
+        if isinstance(found, Entry):
+            before = found.digest
             continue
-        try:
-            entry = read(contents[number], number)
-        except RefusedError as error:
-            yield number, error
-            before = ""
-            continue
-        if before and entry.previous != before:
-            yield (
-                number,
-                RefusedError(
-                    f"the ledger forks at entry {number}: it follows {entry.previous[:12]}, and entry {number - 1} is {before[:12]}",
-                    "one of the two was replaced; bring both back from a backup or from the bucket's older versions",
-                ),
-            )
-        before = entry.digest
+        yield number, found
+        # Whatever follows can only be compared with what is there and can be read.
+        before = _digest(contents.get(number, b""), number)
 
 
-def whole(contents: Mapping[int, bytes]) -> tuple[Entry, ...]:
-    """The entries in order.
+def whole(contents: Mapping[int, bytes], proved: Sequence[Entry] = ()) -> tuple[Entry, ...]:
+    """The entries in order. Arguments as `breaks`.
 
     Raises:
         RefusedError: One was changed, or follows another history. MissingInputError: One is missing.
     """
-    for _, letter in breaks(contents):
+    for _, letter in breaks(contents, proved):
         raise letter
-    return tuple(read(contents[number], number) for number in sorted(contents))
+    return (*proved, *(read(contents[number], number) for number in sorted(contents)[len(proved) :]))
+
+
+def _break(contents: Mapping[int, bytes], number: int, before: str) -> Entry | BiovlmError:
+    """The entry of `number`, or what is wrong with it after the one with digest `before`; empty if nobody knows that one."""
+    if number not in contents:
+        later = len([other for other in contents if other > number])
+        return MissingInputError(f"entry {number} of the ledger is missing, and {later} follow it", GAP_HINT)
+    try:
+        entry = read(contents[number], number)
+    except RefusedError as error:
+        return error
+    if before and entry.previous != before:
+        return RefusedError(
+            f"the ledger forks at entry {number}: it follows {entry.previous[:12]}, and entry {number - 1} is {before[:12]}",
+            "one of the two was replaced; bring both back from a backup or from the bucket's older versions",
+        )
+    return entry
+
+
+def _digest(content: bytes, number: int) -> str:
+    """Digest of an entry that can be read; empty for another."""
+    try:
+        return read(content, number).digest
+    except RefusedError:
+        return ""
 
 
 def anchor_of(entries: Sequence[Entry]) -> str:

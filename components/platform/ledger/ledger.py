@@ -71,6 +71,7 @@ class Ledger:
     def __init__(self, place: Place, model: str, clock: Callable[[], float] = time.time) -> None:
         self.place, self.model, self.clock = place, model, clock
         self._seen: dict[str, bytes] = {}
+        self._proved: tuple[Entry, ...] = ()
 
     def contents(self) -> dict[int, bytes]:
         """Number -> bytes of the files of all entries; a file of another name counts as number 0, which no entry has.
@@ -92,12 +93,13 @@ class Ledger:
         contents = self.contents()
         if 0 in contents:
             raise RefusedError("a file in the ledger is no entry", f"only entries may lie in {ENTRIES} of the ledger; remove it")
-        found = whole(contents)
+        found = whole(contents, self._proved)
         strange = next((entry for entry in found if entry.model != self.model), None)
         if strange is not None:
             raise RefusedError(
                 f"entry {strange.number} of the ledger of {self.model} is about {strange.model}", "a ledger was copied over it"
             )
+        self._proved = found
         return found
 
     def verify(self) -> list[tuple[int, BiovlmError]]:

@@ -1,23 +1,22 @@
 """What is proved of a version before it becomes champion again, or for the first time.
 
 1. Its receipt and checkpoint are those of which the ledger tells; the tags of the registry only say where to look.
-2. The signatures of its receipt, its report and its export hold, every byte (of the export by its manifest where its bytes are on other machines).
+2. The signatures of its receipt, its report and its export hold, every byte (of the export by its manifest where its bytes are on
+   other machines).
 3. Every data set and base model that it was made from has a licence, and they are those with which it passed the gate.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from components.platform import signing
 from components.platform.champion import CHECKPOINT_DIGEST, RECEIPT_KEY
 from components.platform.ledger.chain import passing
 from components.platform.ledger.registry import Book
+from components.platform.lineage.licences import Terms, strictest
+from components.platform.lineage.version import read
 from components.platform.store import Store, open_store
 from model.errors import MissingInputError, RefusedError
 from model.manifest import digest_of
-
-NAMELESS = frozenset({"", "unknown"})
 
 
 def of_version(book: Book, version: str) -> dict[str, str]:
@@ -78,19 +77,13 @@ def signatures(book: Book, store: Store, receipt: str, export: str, checkpoint: 
 
 
 def licences(store: Store, receipt: str) -> list[str]:
-    """Licences of every data set and base model of the version with this receipt, sorted.
+    """Licences of everything that the weights of the version with this receipt depend on, sorted, as its lineage has them.
 
     Raises:
-        RefusedError: One has none: what nobody wrote down allows nothing. MissingInputError: The record or the data is gone.
+        RefusedError: One is not known: what nobody wrote down allows nothing. MissingInputError: The lineage is gone.
     """
-    record = store.record("register", receipt)
-    if record is None:
-        raise MissingInputError(
-            f"there is no record of the receipt {receipt[:12]}", "the store was emptied; run the recipe again"
-        )
-    facts = store.manifest_of(record.inputs["data"].uri).facts
-    sources: dict[str, Mapping[str, str]] = {**facts.get("sets", {}), **facts.get("bases", {})}
-    nameless = sorted(name for name, one in sources.items() if one.get("licence", "") in NAMELESS)
-    if nameless:
-        raise RefusedError(f"no licence is known of {', '.join(nameless)}", "write it into the recipe or the data registry")
-    return sorted({one["licence"] for one in sources.values()})
+    taint = strictest(read(store, receipt))
+    if taint.terms is Terms.UNKNOWN:
+        names = ", ".join(sorted(name for name, _ in taint.sources)) or "any of its sources"
+        raise RefusedError(f"no licence is known of {names}", "write it into the recipe or the data registry")
+    return list(taint.licences)
