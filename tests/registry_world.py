@@ -75,7 +75,9 @@ class World:
         """A base model of the data registry; its digest."""
         return self._artifact(f"data/{name}", "base", parents or {}, {"name": name, "licence": licence}, name)
 
-    def material(self, sets: Mapping[str, str], bases: Mapping[str, str], excluded: Mapping[str, Sequence[str]] | None = None) -> str:
+    def material(
+        self, sets: Mapping[str, str], bases: Mapping[str, str], excluded: Mapping[str, Sequence[str]] | None = None
+    ) -> str:
         """A data artifact of these sets and base models; its name here, which is its key."""
 
         def entry(name: str, digest: str, key: str) -> dict[str, str]:
@@ -90,7 +92,9 @@ class World:
         }
         return self._step("data", facts, {}, {}, {}, "data")
 
-    def stage(self, stage: str, material: str, mixtures: Sequence[Mapping[str, Any]], parent: str = "", tower: str = "tower") -> str:
+    def stage(
+        self, stage: str, material: str, mixtures: Sequence[Mapping[str, Any]], parent: str = "", tower: str = "tower"
+    ) -> str:
         """A checkpoint as a training step leaves it; its key."""
         facts = self.made[material][1].facts
         used = {mix["set"]: facts["sets"][mix["set"]]["digest"] for mix in mixtures}
@@ -101,7 +105,10 @@ class World:
         exclude = {name: sorted(facts["excluded"][name]) for name in used if facts["excluded"][name]}
         own = {
             "stage": stage,
-            "model": {part: {"source": f"registry:{name}", "licence": "x"} for part, name in (("tower", tower), ("language", "language"))},
+            "model": {
+                part: {"source": f"registry:{name}", "licence": "x"}
+                for part, name in (("tower", tower), ("language", "language"))
+            },
             "configuration": {"piece": {"stage": {"data": data}}, "inputs": parents, "exclude": exclude, "world_size": 1},
         }
         bases = {part: facts["bases"][name]["digest"] for part, name in (("tower", tower), ("language", "language"))}
@@ -148,7 +155,15 @@ class World:
             for role, one in given.items()
         }
         written = StepRecord(
-            key=key, kind=kind, name=name or kind, run_id="r", piece=piece, identity={}, code="c", inputs=inputs, started=time.time()
+            key=key,
+            kind=kind,
+            name=name or kind,
+            run_id="r",
+            piece=piece,
+            identity={},
+            code="c",
+            inputs=inputs,
+            started=time.time(),
         )
         self.store.write_record(written)
         return key

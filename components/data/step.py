@@ -1,7 +1,8 @@
 """The data step: one revision of every data set and base model in the store, verified, looked at, compared.
 
 1. Demo data that is asked for and missing is built (`registry.ensure`).
-2. The key is made of the digests that the revisions name, so `HEAD` is reused exactly as long as it names the same bytes.
+2. The key is made of the digests that the revisions name, so `HEAD` is reused exactly as long as it names the same bytes. What was
+   withdrawn is refused (exit 77).
 3. Sets and base models are laid into the store, verified byte by byte, and published for the steps on other machines.
 4. Every record and image of the sets is read once; too many bad ones end the run with exit 65.
 5. Images and groups of what trains and of what is asked are compared; shared ones are said, and shown in the report.
@@ -19,6 +20,7 @@ from typing import Any
 from components.data.registry import Materialised, Registry
 from components.data.registry_url import open_registry
 from components.platform.events import EventLog, EventType
+from components.platform.impact import withdrawals
 from components.platform.reference import Reference
 from components.platform.settings import Settings
 from components.platform.step import Work, run_step
@@ -55,7 +57,9 @@ def _build_and_identify(content: dict[str, Any], given: Mapping[str, Reference])
         log.write(EventType.NOTE, message=line)
 
     registry.ensure((*wanted.data.sets, *wanted.bases), tell)
-    return identity(wanted, registry)
+    found = identity(wanted, registry)
+    withdrawals.refuse(open_store(settings), found)  # before the key is looked up: a stored result is not to be used either
+    return found
 
 
 def _still_good(stored: manifest.Manifest) -> bool:
