@@ -70,13 +70,13 @@ def impact(
     settings = Settings.from_environment()
     if withdraw is None:
         told = ask.ask(settings, items, output.say)
-        _tell(told, json, {})
+        _tell(told, len(items), json, {})
     else:
         wanted = question.read_list(withdraw)
         if not reason.strip():
             raise UsageError("a withdrawal needs a reason", "--reason TEXT, without names of patients: it stands in the registry")
         told = ask.ask(settings, wanted.items, output.say)
-        _tell(told, json, _withdraw(settings, told, wanted, reason, by, dry_run))
+        _tell(told, len(wanted.items), json, _withdraw(settings, told, wanted, reason, by, dry_run))
     _refuse_incomplete(told, wanted.items if withdraw else items)
 
 
@@ -112,9 +112,11 @@ def _followed(settings: Settings, answer: Answer) -> dict[str, Any]:
     }
 
 
-def _tell(told: Told, json: bool, followed: dict[str, Any]) -> None:
+def _tell(told: Told, asked: int, json: bool, followed: dict[str, Any]) -> None:
     from dataclasses import asdict
 
+    if len(told.answer.nowhere) == asked and not json and told.alike is None:
+        return  # the letter says it
     if json:
         value = asdict(told)
         for part in (value["answer"], value["alike"] or {}):
