@@ -131,22 +131,29 @@ def verify(folder: Path, digest: str | None = None) -> Manifest:
     """
     manifest = read(folder)
     hint = "the artifact was changed after it was written; restore it or remove the folder and run the command again"
+    for problem in problems(folder, manifest, digest):
+        raise RefusedError(problem, hint)
+    return manifest
+
+
+def problems(folder: Path, manifest: Manifest, digest: str | None = None) -> Iterator[str]:
+    """A sentence for each thing in `folder` that is not as `manifest` says, found as far as they are asked for; see `verify`."""
     if digest is not None and manifest.digest != digest:
-        raise RefusedError(f"{folder} is {manifest.digest[:12]}, expected {digest[:12]}", hint)
+        yield f"{folder} is {manifest.digest[:12]}, expected {digest[:12]}"
     present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir()} - {FILE_NAME}
     listed = {entry.path for entry in manifest.files}
     if present != listed:
         missing, added = sorted(listed - present), sorted(present - listed)
-        raise RefusedError(f"{folder}: {len(missing)} files missing {missing[:3]}, {len(added)} added {added[:3]}", hint)
+        yield f"{folder}: {len(missing)} files missing {missing[:3]}, {len(added)} added {added[:3]}"
     for entry in manifest.files:
         path = safe_join(folder, entry.path)
+        if entry.path not in present:
+            continue
         size = path.stat().st_size
         if size != entry.size_bytes:
-            raise RefusedError(f"{path} has {size} bytes, the manifest says {entry.size_bytes}", hint)
-        found = sha256_file(path)
-        if found != entry.sha256:
-            raise RefusedError(f"{path} has SHA-256 {found[:12]}, the manifest says {entry.sha256[:12]}", hint)
-    return manifest
+            yield f"{path} has {size} bytes, the manifest says {entry.size_bytes}"
+        elif (found := sha256_file(path)) != entry.sha256:
+            yield f"{path} has SHA-256 {found[:12]}, the manifest says {entry.sha256[:12]}"
 
 
 @contextlib.contextmanager

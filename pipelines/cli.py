@@ -21,7 +21,18 @@ from typing import Any
 import typer
 
 from model.errors import BiovlmError, ExitCode, PreemptedError, UsageError
-from pipelines import cli_cluster, cli_data, cli_impact, cli_machine, cli_model, cli_registry, cli_run, cli_schedule, output
+from pipelines import (
+    cli_cluster,
+    cli_data,
+    cli_impact,
+    cli_lineage,
+    cli_machine,
+    cli_model,
+    cli_registry,
+    cli_run,
+    cli_schedule,
+    output,
+)
 
 HELP = "Train biomedical vision-language assistants, evaluate them, promote the good ones. Research use only."
 
@@ -67,8 +78,9 @@ app.add_typer(registry, name="registry")
 registry.command("list")(cli_registry.list_models)
 registry.command("history")(cli_registry.history)
 app.add_typer(lineage, name="lineage")
-lineage.command("show")(cli_registry.show)
-lineage.command("verify")(cli_registry.verify)
+lineage.command("show")(cli_lineage.show)
+lineage.command("verify")(cli_lineage.verify)
+lineage.command("export")(cli_lineage.export)
 lineage.command("impact")(cli_impact.impact)
 app.command("doctor")(cli_machine.doctor)
 app.command("schema")(cli_machine.schema)

@@ -1,4 +1,4 @@
-"""`biovlm registry` and `biovlm lineage`: which models there are, and what they were made from."""
+"""`biovlm registry`: which models there are, and which versions they have."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import typer
 from pipelines import output
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Address = Annotated[str, typer.Argument(help="models:/NAME@champion or models:/NAME/NUMBER.", metavar="MODEL")]
 SHOWN = 12
 """Hex digits of a digest that a reader sees."""
 
@@ -59,30 +58,3 @@ def history(
         for version in found
     ]
     output.emit_table(("version", "created", "alias", "decision", "recipe", "commit"), rows)
-
-
-def show(model: Address, json: Json = False) -> None:
-    """The tree from a model version down to data, base weights, code and recipe."""
-    from components.platform import lineage, versions
-    from components.platform.settings import Settings
-
-    settings = Settings.from_environment()
-    node = versions.tree(settings, versions.find(settings, model))
-    if json:
-        output.emit_json(node.model_dump())
-    else:
-        output.emit(lineage.render(node))
-
-
-def verify(model: Address, json: Json = False) -> None:
-    """Re-hash everything that a model version was made from; exit code 77 if a byte is not what it was."""
-    from components.platform import versions
-    from components.platform.settings import Settings
-
-    settings = Settings.from_environment()
-    lines = versions.verify(settings, versions.find(settings, model))
-    if json:
-        output.emit_json({"model": model, "whole": lines})
-    else:
-        for line in lines:
-            output.emit(f"whole: {line}")

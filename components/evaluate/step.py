@@ -18,6 +18,7 @@ from pathlib import Path
 
 from components.platform import inputs, launcher, reference
 from components.platform.events import EventType
+from components.platform.heavy import Result
 from components.platform.reference import Reference
 from components.platform.settings import Settings
 from components.platform.step import Work, guarded, run_step
@@ -60,7 +61,7 @@ def _nobody(who: str, report: str) -> None:
         log.write(EventType.REUSED, message="there is no champion yet", seconds=0.0)
 
 
-def _produce(work: Work) -> Mapping[str, str] | None:
+def _produce(work: Work) -> Result | None:
     wanted, subject = EvaluateSlice.model_validate(work.piece), work.inputs["checkpoint"]
     data, alone = work.inputs["data"], wanted.resources.workers == 1
     artifacts = {

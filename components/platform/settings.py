@@ -37,6 +37,7 @@
 | BIOVLM_POD_NAME, BIOVLM_POD_UID | the launcher's own pod (downward API), owner of its RayJobs | none |
 | BIOVLM_RAY_STORAGE | set in Ray pods: where Ray Train keeps its notes about a run, which all nodes must reach | scratch folder |
 | BIOVLM_TRIES_BEFORE | set in Ray pods: how often the work was tried before, over all layers | `0` |
+| BIOVLM_TRIGGER | who or what began the run, for its lineage: `schedule:NAME`, `policy:REASON` | `person` |
 | BIOVLM_TRACE | `1`: traces of unexpected errors show the error's text, which may quote a record | `0` |
 | MLFLOW_TRACKING_URI | tracking store and model registry | SQLite in `home` |
 | MLFLOW_EXPERIMENT_NAME | experiment of all runs | `biovlm` |
@@ -74,6 +75,7 @@ class Settings:
     launcher: str = "process"
     ray_address: str = ""
     recipe: str = "unknown"
+    trigger: str = ""
     mirrored: bool = False
     trace: bool = False
     feature_cache_gib: float = FEATURE_CACHE_GIB
@@ -101,6 +103,7 @@ class Settings:
             launcher=_launcher(env),
             ray_address=env.get("BIOVLM_RAY_ADDRESS", ""),
             recipe=env.get("BIOVLM_RECIPE") or "unknown",
+            trigger=env.get("BIOVLM_TRIGGER", ""),
             pools=Path(env["BIOVLM_POOLS"]) if env.get("BIOVLM_POOLS") else None,
             ray_storage=env.get("BIOVLM_RAY_STORAGE", ""),
             tries_before=int(env.get("BIOVLM_TRIES_BEFORE") or 0),
@@ -123,6 +126,7 @@ class Settings:
             "BIOVLM_LAUNCHER": self.launcher,
             "BIOVLM_RAY_ADDRESS": self.ray_address,
             "BIOVLM_RECIPE": self.recipe,
+            "BIOVLM_TRIGGER": self.trigger,
             "BIOVLM_POOLS": str(self.pools or ""),
             "BIOVLM_MIRRORED": "1" if self.mirrored else "0",
             "BIOVLM_TRACE": "1" if self.trace else "0",

@@ -17,6 +17,7 @@ import fcntl
 import json
 import os
 import socket
+import tempfile
 import time
 import urllib.parse
 import uuid
@@ -154,6 +155,36 @@ class Tracking:
         """Keep small files with a run."""
         for path in paths:
             self.client.log_artifact(run, str(path), folder)
+
+    def text(self, run: str, path: str, content: str) -> None:
+        """Keep a text with a run as the file `path`."""
+        self.client.log_text(run, content, path)
+
+    def kept(self, run: str, path: str) -> str | None:
+        """A text that is kept with a run; None if the run is deleted or gone, or keeps no such file."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            if self.client.get_run(run).info.lifecycle_stage != "active":
+                return None
+            with tempfile.TemporaryDirectory(prefix="biovlm-") as folder:
+                return Path(self.client.download_artifacts(run, path, folder)).read_text(encoding="utf-8")
+        except (MlflowException, OSError, UnicodeDecodeError):
+            return None
+
+    def run_of(self, name: str, number: str) -> str:
+        """The run that registered a version of the model `name`."""
+        return str(self.client.get_model_version(name, number).run_id or "")
+
+    def saw(self, run: str, model_id: str, sets: Mapping[str, str], metric: str) -> None:
+        """Say of a LoggedModel which data sets (name -> digest) it saw, so that `search_logged_models(datasets=...)` finds it.
+
+        MLflow knows the data sets of a LoggedModel by its metrics alone: `metric` is 1 for each of them.
+        """
+        for name, digest in sorted(sets.items()):
+            self.client.log_metric(
+                run, metric, 1.0, model_id=model_id, dataset_name=name, dataset_digest=digest[:DIGEST_CHARS]
+            )
 
     def finish(self, run: str, status: str, when: float | None = None) -> None:
         """Close a run: FINISHED, FAILED or KILLED."""

@@ -4,8 +4,8 @@
    elsewhere, the evaluation did that.
 2. A LoggedModel and a version are made in MLflow, or found again by the checkpoint's digest: the same candidate has one version,
    however often this step runs.
-3. The version's tags name checkpoint, report, data, recipe, code and licences; they are what `biovlm lineage` and promotion read.
-4. The receipt holds `lineage.json`.
+3. The version's tags follow from its lineage (components/platform/lineage): checkpoint, report, data, recipe, commit, licences.
+4. The receipt holds `lineage.json`; MLflow's run holds it too, and its digest is a tag.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import json
 from collections.abc import Mapping
 from functools import partial
 
-from components.platform import champion, exports, inputs, lineage
+from components.platform import champion, exports, inputs
+from components.platform.lineage import tracked, version
 from components.platform.reference import Reference
 from components.platform.step import Work, run_step
-from components.platform.store import Store
+from components.platform.tracking import Tracking
 from components.register.registry import Candidate, ensure_version
 from model import manifest
 from model.config import RegisterSlice
@@ -42,33 +43,31 @@ def _produce(work: Work) -> None:
     wanted, store = RegisterSlice.model_validate(work.piece), work.store
     checkpoint, report = work.inputs["checkpoint"], work.inputs["report"]
     exported = _exported(work)
-    tree = lineage.tree(store, lineage.relative(store, report.folder))
+    named = {role: work.source(source) for role, source in work.inputs.items()}
+    recipe = (wanted.recipe, wanted.recipe_digest)
+    lineage = version.of_candidate(store, wanted.registered_model, named, exported, recipe, {"use": USE})
     candidate = Candidate(
         registered_model=wanted.registered_model,
         checkpoint=checkpoint.digest,
         source=store.address(exported),
-        tags=_tags(wanted, work, store, exported, tree),
+        tags={**tracked.tags(lineage), champion.RECEIPT_KEY: work.key, "biovlm.use": USE},
         figures={name: float(value) for name, value in report.facts.get("figures", {}).items()},
         sets=work.inputs["data"].facts["sets"],
         attempt=work.log.attempt,
     )
-    version, model_id = ensure_version(work.settings, candidate)
-    top = lineage.Node(
-        kind="version",
-        name=f"{wanted.registered_model} {version}",
-        facts={"recipe": wanted.recipe, "recipe_digest": wanted.recipe_digest, "use": USE},
-        children=(tree,),
-    )
+    number, model_id = ensure_version(work.settings, candidate)
+    document = version.with_number(lineage, number)
+    tracked.publish(Tracking(work.settings), wanted.registered_model, number, model_id, document)
     facts = {
         "registered_model": wanted.registered_model,
-        "version": version,
+        "version": number,
         "model_id": model_id,
         "checkpoint": checkpoint.digest,
         "export": exported,
-        "figures": {"version": version},
+        "figures": {"version": number},
     }
     with manifest.commit(work.final, KIND, work.parents, facts) as folder:
-        (folder / "lineage.json").write_text(top.model_dump_json(indent=1), encoding="utf-8")
+        (folder / version.FILE_NAME).write_bytes(document.to_bytes())
 
 
 def _exported(work: Work) -> str:
@@ -86,28 +85,3 @@ def _exported(work: Work) -> str:
             f"the evaluation makes it: remove {store.uri(work.inputs['report'].folder)} from the store, and run again",
         )
     return exports.uri_of(checkpoint)
-
-
-def _tags(wanted: RegisterSlice, work: Work, store: Store, exported: str, tree: lineage.Node) -> dict[str, str]:
-    checkpoint, data = work.inputs["checkpoint"], work.inputs["data"]
-    nodes = list(_all(tree))
-    code = next(node for node in nodes if node.kind == "code")
-    licences = sorted({node.facts["licence"] for node in nodes if "licence" in node.facts})
-    return {
-        champion.CHECKPOINT_DIGEST: checkpoint.digest,
-        champion.CHECKPOINT_PATH: lineage.relative(store, checkpoint.folder),
-        champion.RECEIPT_KEY: work.key,
-        "biovlm.report": work.inputs["report"].digest,
-        "biovlm.data": data.digest,
-        "biovlm.export": exported,
-        "biovlm.recipe": wanted.recipe,
-        "biovlm.recipe_digest": wanted.recipe_digest,
-        "biovlm.commit": code.facts["commit"],
-        "biovlm.dirty": code.facts["dirty"],
-        "biovlm.licences": ", ".join(licences),
-        "biovlm.use": USE,
-    }
-
-
-def _all(node: lineage.Node) -> list[lineage.Node]:
-    return [node, *(found for child in node.children for found in _all(child))]

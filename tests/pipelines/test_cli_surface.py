@@ -29,7 +29,7 @@ SURFACE = {
     "chat": {"question", "--image", "--model", "--json"},
     "registry list": {"--json"},
     "registry history": {"name", "--json"},
-    "lineage show": {"model", "--json"},
+    "lineage show": {"model", "--json", "--html"},
     "lineage verify": {"model", "--json"},
     "lineage impact": {
         "--image",
@@ -44,6 +44,7 @@ SURFACE = {
         "--dry-run",
         "--json",
     },
+    "lineage export": {"model", "--format", "--out"},
     "doctor": {"--cluster", "--recipe", "-r", "--budget", "--json"},
     "schema": set(),
 }
