@@ -23,6 +23,7 @@ import typer
 from model.errors import BiovlmError, ExitCode, PreemptedError, UsageError
 from pipelines import (
     cli_cluster,
+    cli_cost,
     cli_data,
     cli_impact,
     cli_lineage,
@@ -82,6 +83,7 @@ lineage.command("show")(cli_lineage.show)
 lineage.command("verify")(cli_lineage.verify)
 lineage.command("export")(cli_lineage.export)
 lineage.command("impact")(cli_impact.impact)
+app.command("cost")(cli_cost.cost)
 app.command("doctor")(cli_machine.doctor)
 app.command("schema")(cli_machine.schema)
 

@@ -83,6 +83,9 @@ class SharedStore(Store):
             )
         return found
 
+    def moved(self) -> tuple[int, int]:
+        return self.objects.received, self.objects.sent
+
     def address(self, uri: str) -> str:
         return f"{self.objects.label}/{FILES}/{self.manifest_of(uri).digest}"
 

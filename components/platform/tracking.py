@@ -182,9 +182,7 @@ class Tracking:
         MLflow knows the data sets of a LoggedModel by its metrics alone: `metric` is 1 for each of them.
         """
         for name, digest in sorted(sets.items()):
-            self.client.log_metric(
-                run, metric, 1.0, model_id=model_id, dataset_name=name, dataset_digest=digest[:DIGEST_CHARS]
-            )
+            self.client.log_metric(run, metric, 1.0, model_id=model_id, dataset_name=name, dataset_digest=digest[:DIGEST_CHARS])
 
     def finish(self, run: str, status: str, when: float | None = None) -> None:
         """Close a run: FINISHED, FAILED or KILLED."""

@@ -45,6 +45,7 @@ SURFACE = {
         "--json",
     },
     "lineage export": {"model", "--format", "--out"},
+    "cost": {"subject", "--json"},
     "doctor": {"--cluster", "--recipe", "-r", "--budget", "--json"},
     "schema": set(),
 }

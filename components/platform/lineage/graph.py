@@ -107,7 +107,9 @@ class Edge(BaseModel):
     source: str = Field(description="Id of the thing.")
     target: str = Field(description="Id of what it depends on.")
     role: str = Field(description="How: made by, read data, learned from, built on, continues, under, ...")
-    facts: dict[str, JsonValue] = Field(default_factory=dict, description="What belongs to both: the revision under which a set was read.")
+    facts: dict[str, JsonValue] = Field(
+        default_factory=dict, description="What belongs to both: the revision under which a set was read."
+    )
 
 
 class Document(BaseModel):
@@ -202,5 +204,3 @@ def _merged(one: Node, other: Node) -> Node:
     facts: dict[str, JsonValue] = {**one.facts, **other.facts}
     name = min((name for name in (one.name, other.name) if name), default="")
     return one.model_copy(update={"name": name, "facts": {key: facts[key] for key in sorted(facts)}})
-
-

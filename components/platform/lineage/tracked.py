@@ -69,7 +69,9 @@ def sets_of(document: Document) -> dict[str, dict[str, dict[str, str]]]:
     return {LEARNED: _facts(document, learned), ASKED: _facts(document, asked)}
 
 
-def differing(tracking: Tracking, model: str, number: str, found: Mapping[str, str], document: Document) -> Iterator[tuple[str, str]]:
+def differing(
+    tracking: Tracking, model: str, number: str, found: Mapping[str, str], document: Document
+) -> Iterator[tuple[str, str]]:
     """(place, what is wrong there) of all that MLflow holds of a version otherwise than its document says."""
     for name, value in {**tags(document), LINEAGE_TAG: document.digest}.items():
         if found.get(name) != value:
