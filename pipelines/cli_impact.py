@@ -88,9 +88,9 @@ def _withdraw(settings: Settings, told: Told, wanted: Withdrawal, reason: str, b
 
     answer = told.answer
     found = _followed(settings, answer)
-    if not dry_run and len(answer.nowhere) < len(wanted.items):
+    if not dry_run:
         notice = withdrawals.Notice(wanted.digest, by or getpass.getuser(), reason.strip())
-        withdrawals.withdraw(settings, answer, notice)
+        withdrawals.withdraw(settings, wanted.items, answer, notice)
     return {"list": wanted.digest, "marked": not dry_run, **found}
 
 

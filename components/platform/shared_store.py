@@ -83,6 +83,10 @@ class SharedStore(Store):
             )
         return found
 
+    def names(self, folder: str) -> list[str]:
+        found = (name.removeprefix(f"{folder}/").split("/") for name in self.objects.names(f"{folder}/"))
+        return sorted(parts[0] for parts in found if parts[1:] == [FILE_NAME])
+
     def moved(self) -> tuple[int, int]:
         return self.objects.received, self.objects.sent
 

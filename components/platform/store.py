@@ -113,6 +113,10 @@ class Store:
         """What the artifact at `uri` says of itself, its files unseen. Errors as `model.manifest.read`."""
         return manifest.read(self._inside(uri))
 
+    def names(self, folder: str) -> list[str]:
+        """Names of the whole artifacts that lie in `folder`, relative to the store, sorted."""
+        return sorted(path.parent.name for path in (self.root / folder).glob(f"[!.]*/{manifest.FILE_NAME}"))
+
     def moved(self) -> tuple[int, int]:
         """Bytes that this process received from what is shared, and sent there. A folder is not shared."""
         return 0, 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import shutil
@@ -11,12 +12,14 @@ import pytest
 from PIL import Image
 
 from components.platform import peek
-from components.platform.impact import ask, question, sync, withdrawals
+from components.platform.impact import ask, listed, question, sync, withdrawals
 from components.platform.impact.index import FILE, KEY, DamagedIndexError, Index
 from components.platform.impact.question import Item, Subject
 from components.platform.settings import Settings
 from components.platform.tracking import Tracking
+from model.data.dataset import open_dataset
 from model.errors import DataError, MissingInputError, RefusedError, UsageError
+from pipelines import cli
 from tests.registry_world import STAGES, World, insert_versions, picture, png, record
 
 CAPTION, QUESTION = "caption", "question"
@@ -262,9 +265,9 @@ def test_a_withdrawal_marks_what_learned_and_neither_data_nor_later_versions_pas
     assert [item.line for item in told.answer.nowhere] == [5]
     assert [(f"{one.model} {one.number}", one.records) for one in told.answer.learned] == [("main 2", 1), ("other 1", 1)]
     notice = withdrawals.Notice(wanted.digest, "officer", "consent withdrawn")
-    marked = withdrawals.withdraw(own, told.answer, notice)
+    marked = withdrawals.withdraw(own, wanted.items, told.answer, notice)
     assert marked.versions == (("main", "2"), ("other", "1"))
-    withdrawals.withdraw(own, told.answer, notice)  # once more changes nothing
+    withdrawals.withdraw(own, wanted.items, told.answer, notice)  # once more changes nothing
 
     tags = {(name, number): own_tags for name, number, own_tags in peek.versions(own.tracking_uri)}
     text = f"list {wanted.digest[:12]} by officer: consent withdrawn"
@@ -282,9 +285,39 @@ def test_a_withdrawal_marks_what_learned_and_neither_data_nor_later_versions_pas
     with pytest.raises(RefusedError, match="scans .* is withdrawn"):
         withdrawals.refuse(world.store, {"scans": held.digest})
     withdrawals.refuse(world.store, {"scans": "0" * 64})
-    kept = b"".join(path.read_bytes() for path in (own.store / "withdrawn").rglob("*") if path.is_file())
+    kept = b"".join(path.read_bytes() for path in own.store.glob("withdrawn*/**/*") if path.is_file())
     assert b"P-6" not in kept
     assert b"r6" not in kept
+
+
+@pytest.mark.parametrize(
+    ("line", "held"),
+    [
+        ("patient P-0", 2),
+        ("record r6", 1),
+        ("record scans/r6", 1),
+        ("record other/r6", 0),
+        ("image images/7.png", 1),
+        ("patient P", 0),
+    ],
+)
+def test_what_was_withdrawn_is_refused_when_it_comes_again_in_a_new_set(built, settings, tmp_path, line, held):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "7.png").write_bytes(png(picture(7)))
+    (tmp_path / "list.txt").write_text(f"{line}\n")
+    wanted, store = question.read_list(tmp_path / "list.txt"), World(settings).store
+    listed.keep(store, wanted.items, wanted.digest)
+    assert listed.known(store) == [wanted.digest]
+    lists = listed.Lists.of(store)
+    sets = [open_dataset(built.settings.store / uri) for name, (uri, _) in built.made.items() if name.startswith("scans@")]
+    first = next(one for one in sets if "r0" in {record.id for record in one.records("train")})
+    second = next(one for one in sets if one is not first)
+    for dataset, expected in ((first, 0 if line.endswith("r6") else held), (second, held - (line == "patient P-0"))):
+        if expected:
+            with pytest.raises(RefusedError, match=f"holds {expected} records that were withdrawn"):
+                lists.refuse("scans", dataset)
+        else:
+            lists.refuse("scans", dataset)
 
 
 @pytest.mark.parametrize(
@@ -309,3 +342,73 @@ def test_what_is_no_question_is_refused():
     with pytest.raises(UsageError, match="--patient is empty"):
         question.item(Subject.PATIENT, " ")
     assert question.item(Subject.IMAGE, f"sha256:{'a' * 64}") == Item(Subject.IMAGE, "a" * 64)
+
+
+def command(capsys, monkeypatch, settings, *arguments):
+    """Exit code, stdout and stderr of `biovlm lineage impact`."""
+    monkeypatch.setenv("BIOVLM_HOME", str(settings.home))
+    code = cli.call(["lineage", "impact", *arguments])
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def test_the_command_answers_with_versions_and_counts_and_no_id_of_a_person(built, capsys, monkeypatch):
+    code, out, err = command(capsys, monkeypatch, built.settings, "--patient", "P-6")
+    assert code == 0
+    assert out.splitlines()[:3] == [
+        "2 versions learned from it; 0 more only evaluated on it",
+        "learned   main 2  1 record  through stage instruct, stage task",
+        "learned   other 1  1 record  through stage instruct, stage task",
+    ]
+    assert "P-6" not in out + err
+    code, out, _ = command(capsys, monkeypatch, built.settings, "--patient", "P-9", "--record", "r6", "--json")
+    answer = json.loads(out)["answer"]
+    assert ([one["number"] for one in answer["learned"]], [one["number"] for one in answer["evaluated"]]) == (["2", "1"], ["1"])
+
+
+def test_what_stands_nowhere_ends_with_66_and_says_what_only_looks_alike(built, capsys, monkeypatch, tmp_path):
+    code, out, err = command(capsys, monkeypatch, built.settings, "--patient", "Jane-Doe")
+    assert (code, out) == (66, "")
+    assert "no data set, base model or licence behind any version has this patient" in err
+    assert "Jane-Doe" not in err
+
+    picture(6).resize((48, 48), Image.Resampling.BICUBIC).save(tmp_path / "scaled.png")
+    code, out, err = command(capsys, monkeypatch, built.settings, "--image", str(tmp_path / "scaled.png"))
+    assert code == 66
+    assert "alike, which proves nothing: 1 further image, 2 versions learned from them" in out
+    assert "1 image only look alike" in err
+    assert command(capsys, monkeypatch, built.settings)[0] == 64
+    assert command(capsys, monkeypatch, built.settings, "--withdraw", str(tmp_path / "none.txt"))[0] == 66
+
+
+def test_an_incomplete_answer_is_printed_and_ends_with_66(own, capsys, monkeypatch):
+    insert_versions(own.home / "mlflow.db", "foreign", [{}])
+    code, out, err = command(capsys, monkeypatch, own, "--record", "r6")
+    assert code == 66
+    assert "learned   main 2" in out
+    assert "the answer is not complete: of 1 version it is not known what they learned from" in err
+
+
+def test_the_command_says_what_follows_from_a_withdrawal_and_marks_only_without_dry_run(own, capsys, monkeypatch, tmp_path):
+    listed = tmp_path / "list.txt"
+    listed.write_text("patient P-6\npatient P-9\n")
+    Tracking(own).client.set_registered_model_alias("main", "champion", "2")
+    code, _, err = command(capsys, monkeypatch, own, "--withdraw", str(listed))
+    assert (code, "needs a reason" in err) == (64, True)
+    arguments = ("--withdraw", str(listed), "--reason", "consent withdrawn", "--by", "officer")
+    code, out, err = command(capsys, monkeypatch, own, *arguments, "--dry-run")
+    assert code == 0
+    assert not [tags for _, _, tags in peek.versions(own.tracking_uri) if withdrawals.TAG in tags]
+    assert not (own.store / "withdrawn").exists()
+    assert "2 versions would be marked as withdrawn" in out
+    assert "in service: main 2 is champion: roll back, or retrain" in out
+    assert "retrain: main, without it, from stage instruct on" in out
+    assert "evaluate again: main 1" in out
+    assert "import again without it: scans" in out
+    code, out, err = command(capsys, monkeypatch, own, *arguments, "--json")
+    assert code == 0
+    marked = [(name, number) for name, number, tags in peek.versions(own.tracking_uri) if withdrawals.TAG in tags]
+    assert marked == [("main", "2"), ("other", "1")]
+    assert json.loads(out)["withdrawal"]["marked"] is True
+    everything = b"".join(path.read_bytes() for path in own.home.rglob("*") if path.is_file() and "data" not in path.parts)
+    assert b"P-6" not in everything

@@ -3,8 +3,9 @@
 1. `withdraw` marks everything that an answer names: each version by a tag in the registry; each checkpoint, export, base model and
    data set by a small artifact in the store, `withdrawn/DIGEST`, that all who share the store see. A mark names the list by its
    SHA-256, never what stands in it, and is never taken back by this program.
-2. `refuse` asks for the marks of digests; the data step does, so that nothing is trained or evaluated on a withdrawn set again.
-3. `withdrawn(settings, tags)` says why a version must not be promoted: its own tag, or the mark of anything it was made from. So a
+2. The list itself stays in the store as hashes (`listed`), so that what comes again with a later import is refused, too.
+3. `refuse` asks for the marks of digests; the data step does, so that nothing is trained or evaluated on a withdrawn set again.
+4. `withdrawn(settings, tags)` says why a version must not be promoted: its own tag, or the mark of anything it was made from. So a
    version that was trained while the list was on its way is refused as well.
 
 Marking twice changes nothing; a process that died half-way is repaired by the same command.
@@ -13,12 +14,14 @@ Marking twice changes nothing; a process that died half-way is repaired by the s
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from components.platform import champion
+from components.platform.impact import listed
 from components.platform.impact.answer import Answer
+from components.platform.impact.question import Item
 from components.platform.settings import Settings
 from components.platform.store import Store, open_store
 from components.platform.tracking import Tracking
@@ -57,9 +60,14 @@ class Marked:
     sets: int
 
 
-def withdraw(settings: Settings, answer: Answer, notice: Notice) -> Marked:
-    """Mark all that learned from what was withdrawn. CannotWriteError, MissingInputError: as store and registry say."""
+def withdraw(settings: Settings, items: Iterable[Item], answer: Answer, notice: Notice) -> Marked:
+    """Mark all that learned from what was withdrawn, and keep the list for what will be imported.
+
+    Raises:
+        CannotWriteError, MissingInputError: As store and registry say; the same command goes on.
+    """
     store = open_store(settings)
+    listed.keep(store, items, notice.list_digest)
     for digest in (*answer.artifacts, *(found.digest for found in answer.sets)):
         _mark(store, digest, notice)
     versions = tuple((one.model, one.number) for one in answer.learned if not one.gone)
