@@ -364,6 +364,10 @@ def test_the_command_answers_with_versions_and_counts_and_no_id_of_a_person(buil
     code, out, _ = command(capsys, monkeypatch, built.settings, "--patient", "P-9", "--record", "r6", "--json")
     answer = json.loads(out)["answer"]
     assert ([one["number"] for one in answer["learned"]], [one["number"] for one in answer["evaluated"]]) == (["2", "1"], ["1"])
+    code, out, err = command(capsys, monkeypatch, built.settings, "--patient", "Jane-Doe", "--record", "r6", "--json")
+    assert (code, json.loads(out)["answer"]["nowhere"]) == (0, [{"subject": "patient", "line": 0}])
+    assert "note: 1 thing of 2 stand nowhere: --patient" in err
+    assert "Jane" not in out + err
 
 
 def test_what_stands_nowhere_ends_with_66_and_says_what_only_looks_alike(built, capsys, monkeypatch, tmp_path):
