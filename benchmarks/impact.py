@@ -5,7 +5,8 @@
 2. `BENCH_VERSIONS` versions of ten registered models: three stages each, every tenth stage shared with the version before, on one of
    the data versions; written as the steps write them (tests/registry_world.py), into a real store and an embedded registry.
 3. Each question is asked as the command asks it: registry compared, index verified byte by byte, answered. The slowest is told, and
-   the whole command in a process of its own once. Processor time stands beside wall time, for a machine that is shared. The withdrawal list names 1,000 patients.
+   the whole command in a process of its own once; the withdrawal list names 1,000 patients. Processor time stands beside wall time,
+   for a machine that is shared.
 
 The world is made once in `BENCH_WORLD` (a folder that stays) or in a temporary one.
 """
