@@ -86,9 +86,9 @@ CONTROLS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "what was made from something withdrawn is not promoted",
-        PLACE + "withdrawals.py",
-        "    for name, digest in _made_from(store, tags):",
-        "    for name, digest in ():",
+        PLACE + "marks.py",
+        "        yield from found.parents.items()",
+        "        pass",
         IMPACT + "a_withdrawal_marks_what_learned_and_neither_data_nor_later_versions_pass_any_more",
     ),
     Mutation(
@@ -115,7 +115,7 @@ CONTROLS: tuple[Mutation, ...] = (
     Mutation(
         "a withdrawn data set is refused before a run uses it",
         "components/data/step.py",
-        "    withdrawals.refuse(open_store(settings), found)",
+        "    marks.refuse(open_store(settings), found)",
         "    pass",
         "tests/pipelines/test_plan.py::test_a_withdrawn_data_set_is_refused_also_where_its_result_is_stored",
     ),

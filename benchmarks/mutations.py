@@ -25,7 +25,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import _controls_cluster, _controls_impact, _controls_kfp, _controls_speed, _controls_store
+from benchmarks import _controls_cluster, _controls_impact, _controls_kfp, _controls_lineage, _controls_speed, _controls_store
 from benchmarks._controls_crash import CONTROLS, Mutation
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,6 +42,7 @@ TABLE: tuple[Mutation, ...] = (
     *_controls_cluster.CONTROLS,
     *_controls_kfp.CONTROLS,
     *_controls_impact.CONTROLS,
+    *_controls_lineage.CONTROLS,
 )
 
 

@@ -74,6 +74,16 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
+def as_text(manifest: Manifest) -> str:
+    """The content of the manifest's file, to the byte."""
+    return manifest.model_dump_json(indent=1)
+
+
+def sha256_text(text: str) -> str:
+    """SHA-256 (64 hex digits) of a text in UTF-8."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def sha256_file(path: Path) -> str:
     """SHA-256 (64 hex digits) of a file's bytes."""
     with open(path, "rb") as stream:
@@ -183,7 +193,7 @@ def commit(
 def seal(folder: Path, kind: str, parents: Mapping[str, str] | None = None, facts: dict[str, Any] | None = None) -> Manifest:
     """Flush and hash every file of `folder`, then write its manifest, the mark that it is whole. OSError as the disk says."""
     manifest = Manifest(kind=kind, files=_entries(folder), parents=dict(parents or {}), facts=facts or {})
-    write_durably(folder / FILE_NAME, manifest.model_dump_json(indent=1).encode())
+    write_durably(folder / FILE_NAME, as_text(manifest).encode())
     return manifest
 
 

@@ -26,6 +26,7 @@ from pipelines import (
     cli_cost,
     cli_data,
     cli_impact,
+    cli_ledger,
     cli_lineage,
     cli_machine,
     cli_model,
@@ -78,6 +79,10 @@ app.command("chat")(cli_model.chat)
 app.add_typer(registry, name="registry")
 registry.command("list")(cli_registry.list_models)
 registry.command("history")(cli_registry.history)
+registry.command("approve")(cli_ledger.approve)
+registry.command("promote")(cli_ledger.promote)
+registry.command("rollback")(cli_ledger.rollback)
+registry.command("reconcile")(cli_ledger.reconcile)
 app.add_typer(lineage, name="lineage")
 lineage.command("show")(cli_lineage.show)
 lineage.command("verify")(cli_lineage.verify)

@@ -84,12 +84,12 @@ def _withdraw(settings: Settings, told: Told, wanted: Withdrawal, reason: str, b
     """Mark what the answer names; what follows from it, as JSON."""
     import getpass
 
-    from components.platform.impact import withdrawals
+    from components.platform.impact import marks, withdrawals
 
     answer = told.answer
     found = _followed(settings, answer)
     if not dry_run:
-        notice = withdrawals.Notice(wanted.digest, by or getpass.getuser(), reason.strip())
+        notice = marks.Notice(wanted.digest, by or settings.actor or getpass.getuser(), reason.strip())
         withdrawals.withdraw(settings, wanted.items, answer, notice)
     return {"list": wanted.digest, "marked": not dry_run, **found}
 

@@ -20,7 +20,7 @@ from typing import Any
 from components.data.registry import Materialised, Registry
 from components.data.registry_url import open_registry
 from components.platform.events import EventLog, EventType
-from components.platform.impact import listed, withdrawals
+from components.platform.impact import listed, marks
 from components.platform.reference import Reference
 from components.platform.settings import Settings
 from components.platform.step import Work, run_step
@@ -58,7 +58,7 @@ def _build_and_identify(content: dict[str, Any], given: Mapping[str, Reference])
 
     registry.ensure((*wanted.data.sets, *wanted.bases), tell)
     found = identity(wanted, registry)
-    withdrawals.refuse(open_store(settings), found)  # before the key is looked up: a stored result is not to be used either
+    marks.refuse(open_store(settings), found)  # before the key is looked up: a stored result is not to be used either
     return found
 
 

@@ -196,7 +196,7 @@ class SharedStore(Store):
         try:
             aside.mkdir(parents=True)
             side_by_side(lambda entry: self._download_file(found, entry, aside), found.files)
-            manifest.write_durably(aside / FILE_NAME, found.model_dump_json(indent=1).encode())
+            manifest.write_durably(aside / FILE_NAME, manifest.as_text(found).encode())
             manifest.publish(aside, folder)
         except OSError as error:
             raise manifest.failed_write(folder, error) or error from None

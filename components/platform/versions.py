@@ -1,7 +1,7 @@
 """What the model registry holds, for readers: models, their versions, and where a version's artifacts are.
 
 1. `parse` reads an address as MLflow writes it: `models:/NAME@ALIAS` or `models:/NAME/NUMBER`.
-2. `find` looks one up; an unknown one is a letter that names the nearest known model.
+2. `find` looks one up, by the ledger where it decides; an unknown one is a letter that names the nearest known model.
 3. `models` and `history` list what there is.
 
 A version's tags (components/register/step.py) name its artifacts relative to the store.
@@ -18,6 +18,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from components.platform import champion, peek
+from components.platform.ledger import registry
+from components.platform.ledger.entry import ALIASES
 from components.platform.settings import Settings
 from components.platform.store import Store, open_store
 from components.platform.tracking import Tracking
@@ -42,6 +44,11 @@ class Version(BaseModel):
     def receipt(self, settings: Settings) -> Path:
         """The folder of its receipt in the store. MissingInputError if biovlm did not register this version."""
         return _brought(open_store(settings), f"steps/register/{self.tag(champion.RECEIPT_KEY)}")
+
+    @property
+    def export_uri(self) -> str:
+        """Place of the plain transformers folder in the store. MissingInputError if biovlm did not register this version."""
+        return self._tag("biovlm.export")
 
     def export(self, settings: Settings) -> Path:
         """The plain transformers folder of this version."""
@@ -73,10 +80,7 @@ def find(settings: Settings, address: str) -> Version:
     """
     name, alias, number = parse(address)
     if alias:
-        try:
-            tags = peek.version_tags(settings.tracking_uri, name, alias)
-        except peek.Unknown:
-            tags = Tracking(settings).version_tags(name, alias)
+        tags = champion.version_of(settings, name, alias)
         if tags is not None:
             return Version(name=name, version=tags.pop("version"), aliases=(alias,), tags=tags)
     else:
@@ -109,8 +113,8 @@ def history(settings: Settings, name: str) -> list[Version]:
     if not found:
         return []
     aliases: dict[str, list[str]] = {}
-    for alias, number in client.get_registered_model(name).aliases.items():
-        aliases.setdefault(str(number), []).append(alias)
+    for alias, number in _aliases(settings, name).items():
+        aliases.setdefault(number, []).append(alias)
     versions = [
         Version(
             name=name,
@@ -122,6 +126,15 @@ def history(settings: Settings, name: str) -> list[Version]:
         for one in found
     ]
     return sorted(versions, key=lambda one: -int(one.version))
+
+
+def _aliases(settings: Settings, name: str) -> dict[str, str]:
+    """Alias -> version: of the registry, but for those about which the ledger decides."""
+    facts, standing = registry.registered(settings, name), registry.standing(settings, name)
+    held = dict(facts.aliases) if facts else {}
+    if standing is None or not standing.entries:
+        return held
+    return {alias: version for alias, version in held.items() if alias not in ALIASES} | dict(standing.state.aliases)
 
 
 def _brought(store: Store, uri: str) -> Path:

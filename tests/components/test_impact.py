@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from components.platform import peek
-from components.platform.impact import ask, listed, question, sync, withdrawals
+from components.platform.impact import ask, listed, marks, question, sync, withdrawals
 from components.platform.impact.index import FILE, KEY, DamagedIndexError, Index
 from components.platform.impact.question import Item, Subject
 from components.platform.settings import Settings
@@ -264,7 +264,7 @@ def test_a_withdrawal_marks_what_learned_and_neither_data_nor_later_versions_pas
     told = ask.ask(own, wanted.items, lambda line: None)
     assert [item.line for item in told.answer.nowhere] == [5]
     assert [(f"{one.model} {one.number}", one.records) for one in told.answer.learned] == [("main 2", 1), ("other 1", 1)]
-    notice = withdrawals.Notice(wanted.digest, "officer", "consent withdrawn")
+    notice = marks.Notice(wanted.digest, "officer", "consent withdrawn")
     marked = withdrawals.withdraw(own, wanted.items, told.answer, notice)
     assert marked.versions == (("main", "2"), ("other", "1"))
     withdrawals.withdraw(own, wanted.items, told.answer, notice)  # once more changes nothing
@@ -283,8 +283,8 @@ def test_a_withdrawal_marks_what_learned_and_neither_data_nor_later_versions_pas
 
     (held,) = told.answer.sets
     with pytest.raises(RefusedError, match="scans .* is withdrawn"):
-        withdrawals.refuse(world.store, {"scans": held.digest})
-    withdrawals.refuse(world.store, {"scans": "0" * 64})
+        marks.refuse(world.store, {"scans": held.digest})
+    marks.refuse(world.store, {"scans": "0" * 64})
     kept = b"".join(path.read_bytes() for path in own.store.glob("withdrawn*/**/*") if path.is_file())
     assert b"P-6" not in kept
     assert b"r6" not in kept

@@ -29,6 +29,10 @@ SURFACE = {
     "chat": {"question", "--image", "--model", "--json"},
     "registry list": {"--json"},
     "registry history": {"name", "--json"},
+    "registry approve": {"model", "--json"},
+    "registry promote": {"model", "--json"},
+    "registry rollback": {"name", "--to", "--reason", "--json"},
+    "registry reconcile": {"name", "--json"},
     "lineage show": {"model", "--json", "--html"},
     "lineage verify": {"model", "--json"},
     "lineage impact": {

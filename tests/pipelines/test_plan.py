@@ -7,7 +7,7 @@ import shutil
 from components.data import step as data_step
 from components.data.registry import Registry
 from components.platform.events import EventLog, EventType
-from components.platform.impact import withdrawals
+from components.platform.impact import marks, withdrawals
 from components.platform.impact.answer import Answer, TouchedSet
 from components.platform.impact.question import Item, Subject
 from components.platform.settings import Settings
@@ -132,7 +132,7 @@ def test_a_withdrawn_data_set_is_refused_also_where_its_result_is_stored(home, t
         return 0
 
     assert code() == 0
-    notice = withdrawals.Notice("a" * 64, "officer", "consent withdrawn")
+    notice = marks.Notice("a" * 64, "officer", "consent withdrawn")
     withdrawals.withdraw(mine, [Item(Subject.PATIENT, "train-3")], Answer(), notice)
     assert code() == 77
     assert "holds 3 records that were withdrawn" in capsys.readouterr().err

@@ -140,7 +140,8 @@ def _artifact(store: Store, uri: str, digest: str, proof: Proof, edge: Edge | No
 def _compare(stored: Document, parts: list[Document], proof: Proof) -> None:
     """The version's document against the union of the steps' documents as they must be."""
     own = stored.out_of(stored.about)
-    ids = {stored.about, *(edge.target for edge in own if "uri" not in edge.facts or edge.target.startswith(f"{Kind.EXPORT}:"))}
+    by_version = (f"{Kind.EXPORT}:", f"{Kind.SIGNATURE}:")  # no step's document holds them
+    ids = {stored.about, *(edge.target for edge in own if "uri" not in edge.facts or edge.target.startswith(by_version))}
     bare = [Document(about=node.id, nodes=(node,), edges=()) for node in stored.nodes if node.id in ids]
     about = next(part.nodes[0] for part in bare if part.about == stored.about)
     try:

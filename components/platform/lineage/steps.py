@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from components.platform.lineage.graph import Document, Edge, Kind, Node, document
 from components.platform.origin import Origin
+from components.platform.reference import key_figures
 from components.platform.store import Source, StepRecord, Store
 from model.errors import DataError, MissingInputError
 from model.manifest import Manifest, digest_of
@@ -49,7 +50,7 @@ PARENTS = {
 """Role of a parent in a manifest -> what it is, and how the artifact depends on it."""
 SHOWN = {
     Kind.CHECKPOINT: ("stage", "seed", "step", "epoch", "records", "dtype", "world_sizes", "skipped_steps", "left_out_steps"),
-    Kind.REPORT: ("benchmarks",),
+    Kind.REPORT: ("checkpoint", "benchmarks"),
     Kind.DECISION: ("verdict", "version", "champion_before"),
     Kind.RECEIPT: ("registered_model", "version", "model_id"),
     Kind.DATA: ("figures",),
@@ -130,6 +131,8 @@ def _artifact(record: StepRecord, found: Manifest) -> Node:
     kind = ARTIFACTS[found.kind]
     facts: dict[str, Any] = {name: found.facts[name] for name in SHOWN.get(kind, ()) if name in found.facts}
     facts |= {"bytes": sum(entry.size_bytes for entry in found.files), "files": len(found.files)}
+    if kind is Kind.REPORT:
+        facts["figures"] = key_figures(found.facts)
     name = str(found.facts.get(NAMES.get(kind, ""), found.kind))
     if kind is Kind.DECISION:
         facts["failed"] = [reason["check"] for reason in found.facts.get("reasons", ()) if not reason["passed"]]

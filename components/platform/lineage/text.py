@@ -12,6 +12,8 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator
 
+from pydantic import JsonValue
+
 from components.platform.lineage.graph import Document, Edge, Kind, Node
 
 WIDTH = 80
@@ -22,11 +24,12 @@ ORDER = ("weights of", "continues", "built on", "learned from", "judged by", "se
 FACTS: dict[Kind, tuple[str, ...]] = {
     Kind.VERSION: ("use",),
     Kind.CHECKPOINT: ("seed", "records", "skipped_steps"),
+    Kind.REPORT: ("figures",),
     Kind.DECISION: ("verdict", "failed"),
-    Kind.STEP: ("started", "seconds", "gpu_seconds", "trigger", "attempt", "workers", "job"),
+    Kind.STEP: ("started", "seconds", "gpu_seconds", "tries", "trigger", "attempt", "workers", "job"),
     Kind.RECEIPT: ("version",),
     Kind.SIGNATURE: ("method", "key"),
-    Kind.MOVE: ("entry", "by", "time", "moves", "reason"),
+    Kind.MOVE: ("moves", "by", "time", "reason"),
 }
 """Facts that stand in the picture; all of them stand in the JSON."""
 
@@ -48,7 +51,18 @@ def label(node: Node) -> str:
 def facts(node: Node) -> str:
     """The facts that a picture shows."""
     pairs = [(name, node.facts[name]) for name in FACTS.get(node.kind, ()) if node.facts.get(name) not in (None, [], {}, "")]
-    return ", ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {_plain(value)}" for name, value in pairs)
+    return ", ".join(plain(value) if isinstance(value, dict) else f"{name} {plain(value)}" for name, value in pairs)
+
+
+def plain(value: JsonValue) -> str:
+    """A fact as a reader sees it."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {plain(inner)}" for name, inner in value.items()) or "none"
+    if isinstance(value, list):
+        return ", ".join(plain(inner) for inner in value) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,.4g}" if isinstance(value, float) else str(value)
 
 
 def ordered(edges: tuple[Edge, ...]) -> list[Edge]:
@@ -94,9 +108,3 @@ def _facts_lines(node: Node, start: str, width: int) -> list[str]:
 def _name(document: Document, edge: Edge) -> str:
     node = document.node(edge.target)
     return label(node) if node else edge.target
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(str, value))
-    return ", ".join(f"{name} to {goal}" for name, goal in value.items()) if isinstance(value, dict) else str(value)

@@ -4,7 +4,8 @@
 2. `publish` keeps the document with the run that registered the version, its digest as the tag `biovlm.lineage`, and says the MLflow
    way which data sets were learned from and which were asked: as inputs of the run, and as metrics of the LoggedModel, which is how
    `search_logged_models(datasets=[...])` finds it.
-3. `differing` says what the registry holds otherwise: a tag that was edited, a run that was deleted, an artifact that is gone.
+3. `differing` and `served_otherwise` say what MLflow holds otherwise: a tag that was edited, a run that was deleted, an artifact that
+   is gone, a served file that is another.
 """
 
 from __future__ import annotations
@@ -82,6 +83,18 @@ def differing(
         yield f"run {run or 'of the version'}", "the run was deleted, or its artifact with the lineage is missing"
     elif kept.encode() != document.to_bytes():
         yield f"run {run}, {file_of(document.digest)}", "it is not the document of the receipt"
+
+
+def served_otherwise(tracking: Tracking, model_id: str, said: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """(place, what is wrong there) of all that MLflow serves otherwise than the receipt says (file -> SHA-256)."""
+    found = tracking.served(model_id)
+    if found is None:
+        yield f"LoggedModel {model_id}", "it was deleted, or its artifacts are missing"
+        return
+    for name in sorted(found.keys() | said.keys()):
+        if found.get(name) != said.get(name):
+            words = "is missing" if name not in found else "was added" if name not in said else "has another SHA-256"
+            yield f"LoggedModel {model_id}, {name}", f"it {words}"
 
 
 def _facts(document: Document, ids: set[str]) -> dict[str, dict[str, str]]:

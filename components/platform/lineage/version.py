@@ -3,19 +3,22 @@
 1. `of_candidate` is called by registration: from the report, the checkpoint and the data down to the first step. Under its number
    (`with_number`) it lies in the receipt, as an artifact of MLflow's run, and its digest is the tag `biovlm.lineage` of the version.
 2. `read` gives that document back; the receipt's place is a tag of the version.
-3. `whole` adds what could not stand in it: the registration itself, the decisions about the version with the champion they compared
-   it with, and what signed it.
+3. `whole` adds what could not stand in it: the registration itself, and the decisions about the version with the champion that they
+   compared it with. `moved` adds what the ledger tells of it.
 
 The document says nothing of the registration's own time and machine: the same candidate, registered again, has the same one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 
+from components.platform import signing
+from components.platform.ledger.entry import Entry
 from components.platform.lineage import steps
 from components.platform.lineage.graph import Document, Edge, Kind, Node, document, union
+from components.platform.signing import Seal
 from components.platform.store import Source, Store
 from model.errors import MissingInputError
 
@@ -61,6 +64,21 @@ def of_candidate(
         edges.append(Edge(source=about.id, target=extra[-1].id, role="under"))
     bare = [Document(about=node.id, nodes=(node,), edges=()) for node in (about, *extra)]
     return union(about, [*bare, *(steps.ensure(store, *found) for found in reached(store, inputs.values()))], edges)
+
+
+def signed(candidate: Document, seals: Mapping[str, Seal]) -> Document:
+    """The document of a candidate with what signed it: name of the artifact (`export`, `report`) -> its seal. Where signing was
+    switched off, the lineage says so."""
+    about = candidate.node(candidate.about)
+    assert about is not None  # a document holds what it is about
+    nodes, edges = list(candidate.nodes), list(candidate.edges)
+    for name, seal in seals.items():
+        off = seal.method == signing.OFF
+        node = Node.of(Kind.SIGNATURE, signing.OFF) if off else Node.of(Kind.SIGNATURE, name, seal.signature, key=seal.key)
+        place = {} if off else {"uri": signing.uri_of(seal.subject)}
+        nodes.append(node)
+        edges.append(Edge(source=about.id, target=node.id, role="signed by", facts={"what": name, **place}))
+    return document(about, nodes, edges)
 
 
 def with_number(candidate: Document, number: str) -> Document:
@@ -114,6 +132,24 @@ def whole(store: Store, stored: Document, receipt: str) -> Document:
             parts.append(Document(about=champion.id, nodes=(champion,), edges=()))
             edges.append(Edge(source=found.about, target=champion.id, role="compared with"))
     return union(about, parts, edges)
+
+
+def moved(found: Document, entries: Sequence[Entry], number: str) -> Document:
+    """The lineage of version `number` with the entries of the ledger that are about it, or moved an alias to it."""
+    about = found.node(found.about)
+    assert about is not None  # a document cannot be read without it
+    mine = [entry for entry in entries if number in (entry.version, *entry.moves.values())]
+    nodes = [
+        Node.of(
+            Kind.MOVE,
+            f"{entry.kind} {entry.number}",
+            entry.digest,
+            **entry.model_dump(include={"number", "time", "version", "moves", "by", "reason", "evidence", "attempt"}),
+        )
+        for entry in mine
+    ]
+    edges = [Edge(source=about.id, target=node.id, role="moved by") for node in nodes]
+    return document(about, [*found.nodes, *nodes], [*found.edges, *edges])
 
 
 def decisions(store: Store, receipt: str) -> Iterator[Document]:
