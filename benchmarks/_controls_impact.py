@@ -92,6 +92,20 @@ CONTROLS: tuple[Mutation, ...] = (
         IMPACT + "a_withdrawal_marks_what_learned_and_neither_data_nor_later_versions_pass_any_more",
     ),
     Mutation(
+        "the proof before a promotion or a rollback asks for marks",
+        "components/platform/ledger/proof.py",
+        "    marks.refuse_version(store, receipt)",
+        "    pass",
+        IMPACT + "a_withdrawal_marks_what_learned_and_neither_data_nor_later_versions_pass_any_more",
+    ),
+    Mutation(
+        "a withdrawal is an entry of the ledger",
+        PLACE + "withdrawals.py",
+        "            acts.withdraw(book, number, notice.by, notice.reason, {LIST: notice.list_digest})\n",
+        "",
+        IMPACT + "a_withdrawal_marks_what_learned_and_neither_data_nor_later_versions_pass_any_more",
+    ),
+    Mutation(
         "a withdrawn version carries the mark in the registry",
         PLACE + "withdrawals.py",
         "if notice.text not in before.split(",

@@ -15,6 +15,8 @@ from components.platform import peek
 from components.platform.impact import ask, listed, marks, question, sync, withdrawals
 from components.platform.impact.index import FILE, KEY, DamagedIndexError, Index
 from components.platform.impact.question import Item, Subject
+from components.platform.ledger import proof
+from components.platform.ledger.registry import Book
 from components.platform.settings import Settings
 from components.platform.tracking import Tracking
 from model.data.dataset import open_dataset
@@ -275,16 +277,28 @@ def test_a_withdrawal_marks_what_learned_and_neither_data_nor_later_versions_pas
     reasons = {key: withdrawals.withdrawn(own, found) for key, found in tags.items()}
     assert [key for key, found in reasons.items() if found] == [("main", "2"), ("other", "1")]
 
+    book, store = Book(own, "main"), World(own).store
+    (entry,) = book.entries()
+    assert (entry.kind, entry.version, entry.by, entry.evidence) == (
+        "withdrawal",
+        "2",
+        "officer",
+        {"withdrawal_list": wanted.digest},
+    )
+    for number, says in (("2", "learned from what is withdrawn"), ("1", "sign")):
+        mine = tags["main", number]
+        with pytest.raises((RefusedError, MissingInputError), match=says):
+            proof.signatures(book, store, mine["biovlm.receipt_key"], mine["biovlm.export"], mine["biovlm.checkpoint"])
+
     # A version that was on its way: trained from the marked stage, unknown to the list.
-    world = World(own)
     late = {key: value for key, value in tags["main", "2"].items() if key != withdrawals.TAG}
     assert any(text in reason for reason in withdrawals.withdrawn(own, late))
     assert not withdrawals.withdrawn(own, {})
 
     (held,) = told.answer.sets
     with pytest.raises(RefusedError, match="scans .* is withdrawn"):
-        marks.refuse(world.store, {"scans": held.digest})
-    marks.refuse(world.store, {"scans": "0" * 64})
+        marks.refuse(store, {"scans": held.digest})
+    marks.refuse(store, {"scans": "0" * 64})
     kept = b"".join(path.read_bytes() for path in own.store.glob("withdrawn*/**/*") if path.is_file())
     assert b"P-6" not in kept
     assert b"r6" not in kept
