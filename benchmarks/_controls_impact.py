@@ -5,6 +5,7 @@ from __future__ import annotations
 from benchmarks._controls_crash import Mutation
 
 IMPACT = "tests/components/test_impact.py::test_"
+WITHDRAWALS = "tests/components/test_withdrawals.py::test_"
 PLACE = "components/platform/impact/"
 CONTROLS: tuple[Mutation, ...] = (
     Mutation(
@@ -89,35 +90,35 @@ CONTROLS: tuple[Mutation, ...] = (
         PLACE + "marks.py",
         "        yield from found.parents.items()",
         "        pass",
-        IMPACT + "a_withdrawal_marks_what_learned_and_neither_data_nor_later_versions_pass_any_more",
+        WITHDRAWALS + "a_withdrawal_marks_what_learned_and_neither_data_nor_later_versions_pass_any_more",
     ),
     Mutation(
         "the proof before a promotion or a rollback asks for marks",
         "components/platform/ledger/proof.py",
         "    marks.refuse_version(store, receipt)",
         "    pass",
-        IMPACT + "a_withdrawal_marks_what_learned_and_neither_data_nor_later_versions_pass_any_more",
+        WITHDRAWALS + "a_withdrawal_marks_what_learned_and_neither_data_nor_later_versions_pass_any_more",
     ),
     Mutation(
         "a withdrawal is an entry of the ledger",
         PLACE + "withdrawals.py",
         "            acts.withdraw(book, number, notice.by, notice.reason, {LIST: notice.list_digest})\n",
         "",
-        IMPACT + "a_withdrawal_marks_what_learned_and_neither_data_nor_later_versions_pass_any_more",
+        WITHDRAWALS + "a_withdrawal_marks_what_learned_and_neither_data_nor_later_versions_pass_any_more",
     ),
     Mutation(
         "a withdrawn version carries the mark in the registry",
         PLACE + "withdrawals.py",
         "if notice.text not in before.split(",
         "if before and notice.text not in before.split(",
-        IMPACT + "a_withdrawal_marks_what_learned_and_neither_data_nor_later_versions_pass_any_more",
+        WITHDRAWALS + "a_withdrawal_marks_what_learned_and_neither_data_nor_later_versions_pass_any_more",
     ),
     Mutation(
         "a dry run of a withdrawal marks nothing",
         "pipelines/cli_impact.py",
         "    if not dry_run:",
         "    if True:",
-        IMPACT + "the_command_says_what_follows_from_a_withdrawal_and_marks_only_without_dry_run",
+        WITHDRAWALS + "the_command_says_what_follows_from_a_withdrawal_and_marks_only_without_dry_run",
     ),
     Mutation(
         "what was withdrawn is refused when it comes again",

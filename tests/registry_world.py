@@ -25,6 +25,7 @@ from model import manifest
 from model.manifest import Manifest
 
 STAGES = ("align", "instruct", "task")
+CAPTION, QUESTION = "caption", "question"
 
 
 def picture(number: int, size: int = 32) -> Image.Image:
@@ -192,3 +193,34 @@ def insert_versions(database: Path, model: str, tags: Sequence[Mapping[str, str]
             "INSERT INTO model_version_tags (name, version, key, value) VALUES (?, ?, ?, ?)",
             [(model, number, key, value) for number, own in enumerate(tags, 1) for key, value in own.items()],
         )
+
+
+def small_world(settings: Settings) -> World:
+    """Two data versions of `scans`; `main` 1 is trained on the first, 2 on the second, `other` 1 on a base made from `main` 1."""
+    world = World(settings)
+    files = {f"images/{number}.png": png(picture(number)) for number in range(8)}
+    old = [record(f"r{n}", f"P-{n // 2}", [f"images/{n}.png"], QUESTION if n % 2 else CAPTION) for n in range(6)]
+    tests = [record("t0", "P-9", ["images/7.png"])]
+    first = world.data_set("scans", {"train": old, "test": tests}, files, "CC-BY-4.0")
+    second = world.data_set(
+        "scans", {"train": [*old[1:], record("r6", "P-6", ["images/6.png"])], "test": tests}, files, "CC-BY-4.0"
+    )
+    bases = {"tower": world.base("tower", {"data": first}), "language": world.base("language", licence="llama3")}
+    tags = []
+    for digest, aside in ((first, ["r5"]), (second, [])):
+        material = world.material({"scans": digest}, bases, {"scans": aside})
+        checkpoint = ""
+        for stage, kinds in zip(STAGES, ([CAPTION], [QUESTION], [QUESTION]), strict=True):
+            checkpoint = world.stage(stage, material, [{"set": "scans", "kinds": kinds}], checkpoint)
+        tags.append(world.version("main", checkpoint, material, [{"set": "scans"}]))
+    merged = world.base("merged", {"export": world.made[f"export {checkpoint}"][1].digest})
+    plain = world.base("plain")
+    lone = world.data_set("lone", {"train": [record("x1", "P-x", ["images/a.png"])]}, {"images/a.png": png(picture(50))}, "NC")
+    bases |= {"merged": merged, "plain": plain}
+    for tower in ("merged", "plain"):
+        material = world.material({"lone": lone}, bases)
+        checkpoint = world.stage("align", material, [{"set": "lone"}], tower=tower)
+        tags.append(world.version("other", checkpoint, material, []))
+    insert_versions(settings.home / "mlflow.db", "main", tags[:2])
+    insert_versions(settings.home / "mlflow.db", "other", tags[2:])
+    return world
