@@ -40,7 +40,7 @@ CONTROLS: tuple[Mutation, ...] = (
         f"{PLATFORM}/proof.py",
         'proof.note("completeness", list(complete.gaps(stored)))',
         'proof.note("completeness", [])',
-        LINEAGE + "test_a_result_without_a_record_of_its_machine_is_incomplete",
+        LINEAGE + "test_a_lineage_that_does_not_say_on_which_machine_a_step_ran_is_incomplete",
     ),
     Mutation(
         "signatures are verified with the lineage",

@@ -25,7 +25,15 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import _controls_cluster, _controls_impact, _controls_kfp, _controls_lineage, _controls_speed, _controls_store
+from benchmarks import (
+    _controls_cluster,
+    _controls_impact,
+    _controls_gate,
+    _controls_kfp,
+    _controls_lineage,
+    _controls_speed,
+    _controls_store,
+)
 from benchmarks._controls_crash import CONTROLS, Mutation
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,12 +45,13 @@ LIBRARIES = ("transformers", "peft", "safetensors.torch", "boto3", "moto.server"
 
 TABLE: tuple[Mutation, ...] = (
     *CONTROLS,
-    *_controls_speed.CONTROLS,
-    *_controls_store.CONTROLS,
     *_controls_cluster.CONTROLS,
+    *_controls_gate.CONTROLS,
     *_controls_kfp.CONTROLS,
     *_controls_impact.CONTROLS,
     *_controls_lineage.CONTROLS,
+    *_controls_speed.CONTROLS,
+    *_controls_store.CONTROLS,
 )
 
 

@@ -71,7 +71,7 @@ def _version(home: Path | None, model: str) -> Iterator[tuple[Settings, Version]
             settings = Settings.from_environment()
             if home is None:
                 chain, real = Chain(settings, place / "refs"), exports.ensure
-                exports.ensure = chain.export  # type: ignore[assignment]  # the real one needs a model
+                exports.ensure = chain.export  # the real one needs a model
                 try:
                     chain.make()
                 finally:

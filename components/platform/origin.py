@@ -71,7 +71,8 @@ def lock(root: Path = ROOT) -> str:
 def machine() -> dict[str, JsonValue]:
     """This machine, as far as numbers and speed may depend on it."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    gpus: list[JsonValue] = sorted(_model(path) for path in GPUS.glob("*/information")) if GPUS.is_dir() else []
+    names = sorted(_model(path) for path in GPUS.glob("*/information")) if GPUS.is_dir() else []
+    gpus: list[JsonValue] = [*names]
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),

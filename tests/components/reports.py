@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from model import manifest
+from model.data.records import AnswerType
 from model.evaluation.results import BenchmarkResult, Figure, Item, MetricResult, Report, write
 
 
 def write_report(folder: Path, right: int, items: int = 20, checkpoint: str = "c" * 64, asked: str = "") -> Path:
     """A report artifact in which `right` of `items` closed questions were answered well, and none of them blindly."""
 
-    def figure(value):
+    def figure(value: float) -> Figure:
         return Figure(value=value, low=max(-1.0, value - 0.1), high=min(1.0, value + 0.1), items=items, groups=items)
 
     share = right / items
@@ -44,7 +45,7 @@ def write_report(folder: Path, right: int, items: int = 20, checkpoint: str = "c
             benchmark=result.key,
             id=str(index),
             group=str(index),
-            answer_type="closed",
+            answer_type=AnswerType.CLOSED,
             question_type="presence",
             modality="square",
             seen_in_training=False,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from components.platform import champion
 from components.platform.ledger import registry
+from components.platform.ledger.places import Folder
 from components.platform.lineage import auditing
 from components.platform.lineage.graph import Kind
 from components.platform.settings import Settings
@@ -59,7 +60,7 @@ def places(settings: Settings, found: Version) -> list[Place]:
     return list(listed.values())
 
 
-def _mlflow(settings: Settings, found: Version, model_id: str, add) -> None:
+def _mlflow(settings: Settings, found: Version, model_id: str, add: Callable[[str, Path, str], None]) -> None:
     tracking = Tracking(settings)
     kept = Path(tracking.client.get_experiment(tracking.experiment_id).artifact_location)
     run = tracking.run_of(found.name, found.version)
@@ -69,8 +70,10 @@ def _mlflow(settings: Settings, found: Version, model_id: str, add) -> None:
     for path in sorted((kept / "models" / model_id).rglob("*")):
         add("served", path, path.name)
     facts = registry.registered(settings, found.name)
-    ledger = registry.ledger_of(settings, found.name, facts).place.root
-    for path in sorted(ledger.glob("entries/*")):
+    assert facts is not None
+    place = registry.ledger_of(settings, found.name, facts).place
+    assert isinstance(place, Folder)
+    for path in sorted(place.root.glob("entries/*")):
         add("ledger", path, f"entry {int(path.stem)}")
 
 

@@ -264,19 +264,32 @@ def test_a_step_s_lineage_that_tells_other_facts_than_its_record_is_found_with_t
         assert "seed is not what the record and the result say" in broken(chain, version)[name]
 
 
-def test_an_edge_that_is_left_out_is_found_also_if_whoever_did_it_sealed_the_receipt_anew(chain, version):
+@contextlib.contextmanager
+def without_edge(chain, role):
+    """Inside, the version's lineage lacks the first edge of a role, and the receipt is sealed as if it had been made so; gives the edge."""
     folder = chain.read("receipt of task").folder
     said = steps.parse((folder / "lineage.json").read_bytes(), "lineage")
-    edge = next(edge for edge in said.edges if edge.role == "learned from")
+    edge = next(edge for edge in said.edges if edge.role == role)
     less = said.model_copy(update={"edges": tuple(one for one in said.edges if one is not edge)})
     old = manifest.read(folder)
     with replaced(folder / "lineage.json", less.to_bytes()), replaced(folder / manifest.FILE_NAME, b""):
         (folder / manifest.FILE_NAME).unlink()
         manifest.seal(folder, old.kind, old.parents, old.facts)
+        yield edge
+
+
+def test_an_edge_that_is_left_out_is_found_also_if_whoever_did_it_sealed_the_receipt_anew(chain, version):
+    with without_edge(chain, "learned from"):
         found = broken(chain, version)
     assert "-learned from-> set" in found["the version's lineage as the union of its steps'"]
     assert "tag biovlm.lineage" in found
-    assert any("does not cover it" in problem or "signature" in place for place, problem in found.items())
+    assert any(place.startswith("signature of steps/register") for place in found)
+
+
+def test_a_lineage_that_does_not_say_on_which_machine_a_step_ran_is_incomplete(chain, version):
+    with without_edge(chain, "on"):
+        found = broken(chain, version)
+    assert "has no edge -on-> machine" in found["completeness"]
 
 
 def test_a_version_whose_signature_was_taken_away_is_found(chain, version):
@@ -331,18 +344,19 @@ def test_a_deleted_run_is_found_and_named(chain, version):
     assert any(run in place and "deleted" in problem for place, problem in found)
 
 
-def test_a_result_without_a_record_of_its_machine_is_incomplete(chain, version):
-    key = chain.read("align").folder.name
-    name = f"steps/train/{key}.json"
-    before, beside = chain.store.small(name), chain.store.small(steps.name_of("train", key))
-    chain.store.write_record(chain.store.record("train", key).model_copy(update={"origin": None}))
-    steps.write(chain.store, "train", key)
+def test_a_promotion_that_was_refused_is_no_decision_and_one_whose_result_is_gone_is_broken(chain, version):
+    key = chain.read("decision on task").folder.name
+    record, folder = chain.store.record("promote", key), chain.store.folder("promote", key)
+    refused = record.model_copy(update={"key": "d" * 64, "seconds": None})
+    chain.store.write_record(refused)
     try:
-        said = verified(chain, version).broken
+        assert len(stored(chain, version).of(Kind.DECISION)) == 1
+        assert broken(chain, version) == {}
+        folder.rename(folder.with_name("gone"))
+        assert any(key in place for place in broken(chain, version))
     finally:
-        chain.store.keep(name, before)
-        chain.store.keep(steps.name_of("train", key), beside)
-    assert any("machine" in problem for _, problem in said)
+        folder.with_name("gone").rename(folder)
+        (chain.store.root / "steps" / "promote" / f"{refused.key}.json").unlink()
 
 
 def test_a_foreign_version_has_no_lineage(chain):

@@ -8,7 +8,7 @@ Everything comes from the lineage and the evaluation's report; nothing is made u
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import yaml
@@ -219,7 +219,7 @@ def _ends(figure: Figure) -> tuple[str, str]:
     return low, high
 
 
-def _table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+def _table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
     line = "| {} |".format
     return [line(" | ".join(columns)), line(" | ".join("---" for _ in columns)), *(line(" | ".join(row)) for row in rows)]
 

@@ -30,7 +30,7 @@ TONES = {
 WIDTH, GAP, ROW, HIGH = 1000.0, 14.0, 104.0, 62.0
 WIDEST, THIN = 230.0, 24.0
 NARROW, SIDE, PITCH = 340.0, 64.0, 76.0
-PER_CHARACTER = (7.4, 6.3)
+PER_CHARACTER = (8.4, 6.8)
 """Width of a character of the title and of the line below it."""
 SWEEPS = 4
 

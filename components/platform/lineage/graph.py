@@ -20,8 +20,6 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 from model.errors import DataError
 from model.manifest import digest_of
 
-SCHEMA_VERSION = 1
-
 
 class Kind(StrEnum):
     """What a node is."""
@@ -117,7 +115,7 @@ class Document(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    schema_version: Literal[1] = Field(default=SCHEMA_VERSION, description="Version of this layout.")
+    schema_version: Literal[1] = Field(default=1, description="Version of this layout.")
     about: str = Field(description="Id of the result.")
     nodes: tuple[Node, ...] = Field(description="Sorted by id, each once.")
     edges: tuple[Edge, ...] = Field(description="Sorted by source, role and target.")

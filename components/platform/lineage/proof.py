@@ -83,7 +83,7 @@ def _decisions(store: Store, registration: Document, proof: Proof) -> None:
         if record is None:
             # It may be the one about this version: what cannot be read is no proof of anything.
             proof.note(f"steps/promote/{key}.json", ["it is not the record of a step"])
-        elif f"{Kind.RECEIPT}:{record.inputs['receipt'].digest}" == registration.about:
+        elif f"{Kind.RECEIPT}:{record.inputs['receipt'].digest}" == registration.about and steps.ended(store, record):
             for part in _steps(store, [("promote", key)], proof, deep=False):
                 _artifact(store, f"steps/promote/{key}", _digest(part.about), proof)
                 _artifacts(store, part, proof)

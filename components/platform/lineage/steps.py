@@ -86,6 +86,11 @@ def read(store: Store, kind: str, key: str) -> Document:
     return parse(store.small(name_of(kind, key)), name_of(kind, key))
 
 
+def ended(store: Store, record: StepRecord) -> bool:
+    """Whether the step of a record made a result. One that was refused, or died, leaves a record without seconds, and no lineage."""
+    return record.seconds is not None or store.small(name_of(record.kind, record.key)) is not None
+
+
 def parse(content: bytes | None, place: str) -> Document:
     """The document in the bytes of a file. Errors as `read`."""
     if content is None:
@@ -121,8 +126,8 @@ def of_step(content: bytes, found: Manifest, place: str = "the record") -> Docum
     for node, edge in (*_read(record, step), *_made_with(record, step), *_parents(found, artifact), *_contents(found, artifact)):
         nodes.append(node)
         edges.append(edge)
-    for node, edge in _stated(record, found):
-        nodes += node
+    for stated, edge in _stated(record, found):
+        nodes += stated
         edges.append(edge)
     return document(artifact, nodes, edges)
 

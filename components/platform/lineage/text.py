@@ -19,6 +19,7 @@ from components.platform.lineage.graph import Document, Edge, Kind, Node
 WIDTH = 80
 SHOWN = 12
 """Hex digits of a digest that a reader sees."""
+HEX = 64
 ORDER = ("weights of", "continues", "built on", "learned from", "judged by", "served as", "signed by", "decided by", "moved by")
 """Roles that come first, in this order; the others follow by name."""
 FACTS: dict[Kind, tuple[str, ...]] = {
@@ -51,7 +52,8 @@ def label(node: Node) -> str:
 def facts(node: Node) -> str:
     """The facts that a picture shows."""
     pairs = [(name, node.facts[name]) for name in FACTS.get(node.kind, ()) if node.facts.get(name) not in (None, [], {}, "")]
-    return ", ".join(plain(value) if isinstance(value, dict) else f"{name} {plain(value)}" for name, value in pairs)
+    shown = ((name, value[:SHOWN] if isinstance(value, str) and len(value) == HEX else value) for name, value in pairs)
+    return ", ".join(plain(value) if isinstance(value, dict) else f"{name} {plain(value)}" for name, value in shown)
 
 
 def plain(value: JsonValue) -> str:

@@ -85,7 +85,8 @@ def with_number(candidate: Document, number: str) -> Document:
     """The document of a candidate, once registration has given it a number."""
     old = candidate.node(candidate.about)
     assert old is not None  # a document holds what it is about
-    new = Node.of(Kind.VERSION, f"{old.name.rpartition('/')[0]}/{number}", **old.facts)
+    name = f"{old.name.rpartition('/')[0]}/{number}"
+    new = old.model_copy(update={"id": f"{Kind.VERSION}:{name}", "name": name})
     moved = [edge.model_copy(update={"source": new.id}) if edge.source == old.id else edge for edge in candidate.edges]
     return document(new, (node for node in candidate.nodes if node.id != old.id), moved)
 
@@ -157,7 +158,7 @@ def decisions(store: Store, receipt: str) -> Iterator[Document]:
     for key in store.keys("promote"):
         record = store.record("promote", key)
         source = record.inputs.get("receipt") if record else None
-        if source is not None and _id(source) == receipt:
+        if record is not None and source is not None and _id(source) == receipt and steps.ended(store, record):
             yield steps.ensure(store, "promote", key)
 
 
