@@ -27,8 +27,8 @@ import pytest
 
 from benchmarks import (
     _controls_cluster,
-    _controls_impact,
     _controls_gate,
+    _controls_impact,
     _controls_kfp,
     _controls_lineage,
     _controls_speed,
@@ -38,7 +38,7 @@ from benchmarks._controls_crash import CONTROLS, Mutation
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("model", "components", "pipelines", "tests", "benchmarks", "infra")
-FILES = ("pyproject.toml", "README.md")
+FILES = ("pyproject.toml", "README.md", "dvc.yaml", "dvc.lock")
 DEADLINE_SECONDS = 120
 LIBRARIES = ("transformers", "peft", "safetensors.torch", "boto3", "moto.server", "pydantic", "numpy")
 
