@@ -28,6 +28,7 @@ import pytest
 from benchmarks import (
     _controls_cluster,
     _controls_gate,
+    _controls_impact,
     _controls_kfp,
     _controls_ledger,
     _controls_lineage,
@@ -38,7 +39,7 @@ from benchmarks._controls_crash import CONTROLS, Mutation
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("model", "components", "pipelines", "tests", "benchmarks", "infra")
-FILES = ("pyproject.toml", "README.md")
+FILES = ("pyproject.toml", "README.md", "dvc.yaml", "dvc.lock")
 DEADLINE_SECONDS = 120
 LIBRARIES = ("transformers", "peft", "safetensors.torch", "boto3", "moto.server", "pydantic", "numpy")
 
@@ -47,6 +48,7 @@ TABLE: tuple[Mutation, ...] = (
     *CONTROLS,
     *_controls_cluster.CONTROLS,
     *_controls_gate.CONTROLS,
+    *_controls_impact.CONTROLS,
     *_controls_kfp.CONTROLS,
     *_controls_ledger.CONTROLS,
     *_controls_lineage.CONTROLS,

@@ -61,17 +61,23 @@ def plan(recipe: RecipeName = DEFAULT, data: Data = None, changes: Changes = Non
     from pipelines.choice import chosen
 
     wanted = chosen(recipe, data, changes or ())
-    from pipelines import plan as plans  # after what can be said at once
+    from pipelines import costs, forecast  # after what can be said at once
+    from pipelines import plan as plans
 
-    steps = plans.plan(wanted, Settings.from_environment())
+    settings = Settings.from_environment()
+    steps = plans.plan(wanted, settings)
+    expected = forecast.forecast(wanted, steps, forecast.earlier(settings), settings)
     if json:
-        output.emit_json([asdict(step) for step in steps])
+        known = {name: one.model_dump() for name, one in expected.steps.items()}
+        output.emit_json([{**asdict(step), "expected": known.get(step.name)} for step in steps])
         return
     rows = [(step.name, "reuse" if step.reused else "run", (step.key or "-")[:SHOWN], step.reason) for step in steps]
     output.emit_table(("step", "would", "key", "because"), rows)
     for step in steps:
         if step.memory is not None:
             output.emit(f"memory of {step.name}: {step.memory.text}")
+    for line in costs.forecast_lines(expected):
+        output.emit(line)
 
 
 def compile_pipeline(

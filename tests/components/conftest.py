@@ -10,11 +10,13 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from components.platform import events, exports, reference
+from components.platform.impact import sync
 from components.platform.settings import Settings
 from components.platform.step import run_step
 from components.platform.tracking import Tracking
 from model import manifest
 from tests.components.promotions import Registry, make_export
+from tests.registry_world import small_world
 
 
 @pytest.fixture
@@ -109,3 +111,21 @@ def client(server, monkeypatch, request):
 def shared(client, request):
     """Address of an empty prefix in a bucket of this test."""
     return f"s3://b{abs(hash(request.node.nodeid))}/team"
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory, empty_store):
+    """The world, and an index of it that no test changes."""
+    home = tmp_path_factory.mktemp("world")
+    shutil.copy(empty_store, home / "mlflow.db")
+    settings = Settings.from_environment({"BIOVLM_HOME": str(home)})
+    world = small_world(settings)
+    sync.fresh(settings, lambda line: None)
+    return world
+
+
+@pytest.fixture
+def own(built, settings):
+    """A copy of the world that a test may change."""
+    shutil.copytree(built.settings.home, settings.home)
+    return settings
