@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import difflib
 import re
-import zoneinfo
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,7 +27,7 @@ from model.config.choices import Name, Strict
 from model.errors import ConfigError, MissingInputError
 from model.manifest import digest_of
 from pipelines import cron
-from pipelines.choice import RECIPES
+from pipelines.choice import RECIPES, must_know
 from pipelines.submit import arguments
 
 MARK = re.compile(r"^biovlm schedule (?P<name>[a-z0-9_-]+), spec (?P<spec>[0-9a-f]{64})$", re.M)
@@ -145,8 +144,7 @@ def read(path: Path, time_zone: str) -> list[Wanted]:
 
 def _wanted(entry: Entry, path: Path, time_zone: str) -> Wanted:
     try:
-        if entry.time_zone not in zoneinfo.available_timezones():
-            raise ConfigError(f"time_zone: unknown zone {entry.time_zone!r}", "name it as Europe/Berlin or UTC")
+        cron.zone_of(entry.time_zone)
         if entry.time_zone != time_zone:
             raise ConfigError(
                 f"time_zone: {entry.time_zone} is wanted, the server reads cron in {time_zone}",
@@ -155,22 +153,12 @@ def _wanted(entry: Entry, path: Path, time_zone: str) -> Wanted:
         beside = path.parent / entry.recipe
         name = str(beside) if beside.suffix in recipes.SUFFIXES and beside.is_file() else entry.recipe
         base = recipes.load(name, RECIPES, entry.set)
-        _known(entry.follow_data, base.data.sets)
+        must_know(entry.follow_data, base.data.sets)
         follow = [f"data.sets.{data}.revision={HEAD}" for data in entry.follow_data]
         given = arguments(recipes.load(name, RECIPES, [*entry.set, *follow]), entry.budget_gpu_hours)
         return Wanted(entry.name, cron.six_fields(entry.cron), entry.no_catchup, given)
     except ConfigError as error:
         raise ConfigError(f"{path}: schedule {entry.name}: {error.message}", error.hint) from None
-
-
-def _known(names: Sequence[str], sets: Iterable[str]) -> None:
-    for name in names:
-        if name not in sets:
-            near = difflib.get_close_matches(name, list(sets), n=1)
-            raise ConfigError(
-                f"follow_data: the recipe has no data set {name!r}" + (f"; did you mean `{near[0]}`?" if near else ""),
-                f"its data sets: {', '.join(sets)}",
-            )
 
 
 def _letter(error: ValidationError, path: Path) -> tuple[str, str]:
