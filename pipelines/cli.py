@@ -21,7 +21,7 @@ from typing import Any
 import typer
 
 from model.errors import BiovlmError, ExitCode, PreemptedError, UsageError
-from pipelines import cli_cluster, cli_data, cli_machine, cli_model, cli_registry, cli_run, cli_schedule, output
+from pipelines import cli_cluster, cli_data, cli_machine, cli_model, cli_registry, cli_reproduce, cli_run, cli_schedule, output
 
 HELP = "Train biomedical vision-language assistants, evaluate them, promote the good ones. Research use only."
 
@@ -69,6 +69,7 @@ registry.command("history")(cli_registry.history)
 app.add_typer(lineage, name="lineage")
 lineage.command("show")(cli_registry.show)
 lineage.command("verify")(cli_registry.verify)
+app.command("reproduce")(cli_reproduce.reproduce)
 app.command("doctor")(cli_machine.doctor)
 app.command("schema")(cli_machine.schema)
 

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
-from components.data import step as data_step
 from components.data.registry import Registry
 from components.platform.retraining.drift import Shift, shift
 from components.platform.retraining.policy import Variable
@@ -25,11 +24,10 @@ UNBUILT = "not built yet"
 def digests(wanted: DataSlice, registry: Registry) -> tuple[dict[str, str], dict[str, str]]:
     """Digests of data sets, and of base models, by name. Errors as `Registry.version`."""
     registry.ensure(())  # builds nothing, and brings the newest commits of a registry that is followed
-    if not data_step.is_built(wanted, registry):
+    if not registry.is_built((*wanted.data.sets, *wanted.bases)):
         return dict.fromkeys(wanted.data.sets, UNBUILT), dict.fromkeys(wanted.bases, UNBUILT)
-    found = data_step.identity(wanted, registry)
-    sets = {name: found[f"set {name}"] for name in wanted.data.sets}
-    return sets, {name: found[f"base {name}"] for name in wanted.bases}
+    sets = {name: registry.version(name, entry.revision).digest for name, entry in wanted.data.sets.items()}
+    return sets, {name: registry.version(name).digest for name in wanted.bases}
 
 
 def shifts(

@@ -63,9 +63,9 @@ def language_config(vocab_size: int) -> LlamaConfig:
     )
 
 
-def make_tower(folder: Path) -> Path:
+def make_tower(folder: Path, seed: int = 1) -> Path:
     """The tower as an artifact folder of kind base."""
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     with manifest.commit(folder, "base") as aside:
         CLIPVisionModel(tower_config()).save_pretrained(str(aside))
         square = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}

@@ -31,6 +31,7 @@ SURFACE = {
     "registry history": {"name", "--json"},
     "lineage show": {"model", "--json"},
     "lineage verify": {"model", "--json"},
+    "reproduce": {"model", "--tolerance", "--keep", "--json"},
     "doctor": {"--cluster", "--recipe", "-r", "--budget", "--json"},
     "schema": set(),
 }

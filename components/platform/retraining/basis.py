@@ -13,13 +13,13 @@ import datetime
 import fnmatch
 import subprocess
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from components.platform import champion, code, versions
+from components.platform import champion, code, origin, versions
 from components.platform.retraining.decision import Basis, CodeState, Made
 from components.platform.settings import Settings
-from components.platform.store import StepRecord, Store, open_store
+from components.platform.store import Store, open_store
 from model.config import STAGE_NAMES
 from model.manifest import digest_of
 from model.recipe import key_content
@@ -58,25 +58,9 @@ def last(settings: Settings, registered_model: str, recipe: str) -> Basis | None
     return None
 
 
-def stages(store: Store, receipt_key: str) -> dict[str, StepRecord]:
-    """Step -> record, of everything that the version of a receipt was made by; as far as the store has it."""
-    found: dict[str, StepRecord] = {}
-    record = store.record("register", receipt_key)
-    waiting = [record] if record else []
-    while waiting:
-        one = waiting.pop()
-        found.setdefault(one.name, one)
-        for source in one.inputs.values():
-            kind, key = PurePosixPath(source.uri).parts[-2:]
-            before = store.record(kind, key)
-            if before is not None and before.name not in found:
-                waiting.append(before)
-    return found
-
-
 def _made(store: Store, receipt_key: str) -> tuple[Made, dict[str, str]] | None:
     """What a version was made of, and the revisions of its data sets."""
-    found = stages(store, receipt_key)
+    found = origin.records(store, receipt_key)
     if not {*STAGE_NAMES, "data", "register"} <= found.keys():
         return None
     facts = store.manifest_of(found["register"].inputs["data"].uri).facts
