@@ -25,7 +25,7 @@ from typing import Any
 
 from components.data.registry_git import Git
 from components.data.registry_url import open_registry
-from components.platform import champion, code, likeness, origin, versions
+from components.platform import ancestry, champion, code, likeness, versions
 from components.platform.reference import key_figures
 from components.platform.settings import Settings
 from components.platform.step import versions as libraries_here
@@ -119,8 +119,8 @@ def gather(settings: Settings, address: str) -> Original:
     version, store = versions.find(settings, address), open_store(settings)
     if champion.RECEIPT_KEY not in version.tags:
         version.receipt(settings)  # says that biovlm did not register it
-    found = origin.records(store, version.tags[champion.RECEIPT_KEY])
-    missing = [step for step in origin.MADE_BY if step not in found]
+    found = ancestry.records(store, version.tags[champion.RECEIPT_KEY])
+    missing = [step for step in ancestry.MADE_BY if step not in found]
     if missing:
         raise MissingInputError(
             f"{address} cannot be made again: the store has no record of {', '.join(missing)}",
@@ -142,7 +142,7 @@ def rebuild(original: Original, settings: Settings, folder: Path) -> Rebuilt:
     home = folder / "home"
     try:
         home.mkdir(parents=True)
-        recipe = origin.recipe(original.records, original.data["sets"]) | _resources(original, settings)
+        recipe = ancestry.recipe(original.records, original.data["sets"]) | _resources(original, settings)
         (folder / "recipe.yaml").write_text(json.dumps(recipe, indent=1), encoding="utf-8")  # JSON is YAML, too
     except OSError as error:
         raise manifest.cannot_write(folder, error) from error

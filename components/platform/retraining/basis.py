@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from components.platform import champion, code, origin, versions
+from components.platform import ancestry, champion, code, versions
 from components.platform.retraining.decision import Basis, CodeState, Made
 from components.platform.settings import Settings
 from components.platform.store import Store, open_store
@@ -60,7 +60,7 @@ def last(settings: Settings, registered_model: str, recipe: str) -> Basis | None
 
 def _made(store: Store, receipt_key: str) -> tuple[Made, dict[str, str]] | None:
     """What a version was made of, and the revisions of its data sets."""
-    found = origin.records(store, receipt_key)
+    found = ancestry.records(store, receipt_key)
     if not {*STAGE_NAMES, "data", "register"} <= found.keys():
         return None
     facts = store.manifest_of(found["register"].inputs["data"].uri).facts
