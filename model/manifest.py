@@ -74,6 +74,16 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
+def as_text(manifest: Manifest) -> str:
+    """The content of the manifest's file, to the byte."""
+    return manifest.model_dump_json(indent=1)
+
+
+def sha256_text(text: str) -> str:
+    """SHA-256 (64 hex digits) of a text in UTF-8."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def sha256_file(path: Path) -> str:
     """SHA-256 (64 hex digits) of a file's bytes."""
     with open(path, "rb") as stream:
@@ -131,22 +141,29 @@ def verify(folder: Path, digest: str | None = None) -> Manifest:
     """
     manifest = read(folder)
     hint = "the artifact was changed after it was written; restore it or remove the folder and run the command again"
+    for problem in problems(folder, manifest, digest):
+        raise RefusedError(problem, hint)
+    return manifest
+
+
+def problems(folder: Path, manifest: Manifest, digest: str | None = None) -> Iterator[str]:
+    """A sentence for each thing in `folder` that is not as `manifest` says, found as far as they are asked for; see `verify`."""
     if digest is not None and manifest.digest != digest:
-        raise RefusedError(f"{folder} is {manifest.digest[:12]}, expected {digest[:12]}", hint)
+        yield f"{folder} is {manifest.digest[:12]}, expected {digest[:12]}"
     present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir()} - {FILE_NAME}
     listed = {entry.path for entry in manifest.files}
     if present != listed:
         missing, added = sorted(listed - present), sorted(present - listed)
-        raise RefusedError(f"{folder}: {len(missing)} files missing {missing[:3]}, {len(added)} added {added[:3]}", hint)
+        yield f"{folder}: {len(missing)} files missing {missing[:3]}, {len(added)} added {added[:3]}"
     for entry in manifest.files:
         path = safe_join(folder, entry.path)
+        if entry.path not in present:
+            continue
         size = path.stat().st_size
         if size != entry.size_bytes:
-            raise RefusedError(f"{path} has {size} bytes, the manifest says {entry.size_bytes}", hint)
-        found = sha256_file(path)
-        if found != entry.sha256:
-            raise RefusedError(f"{path} has SHA-256 {found[:12]}, the manifest says {entry.sha256[:12]}", hint)
-    return manifest
+            yield f"{path} has {size} bytes, the manifest says {entry.size_bytes}"
+        elif (found := sha256_file(path)) != entry.sha256:
+            yield f"{path} has SHA-256 {found[:12]}, the manifest says {entry.sha256[:12]}"
 
 
 @contextlib.contextmanager
@@ -176,7 +193,7 @@ def commit(
 def seal(folder: Path, kind: str, parents: Mapping[str, str] | None = None, facts: dict[str, Any] | None = None) -> Manifest:
     """Flush and hash every file of `folder`, then write its manifest, the mark that it is whole. OSError as the disk says."""
     manifest = Manifest(kind=kind, files=_entries(folder), parents=dict(parents or {}), facts=facts or {})
-    write_durably(folder / FILE_NAME, manifest.model_dump_json(indent=1).encode())
+    write_durably(folder / FILE_NAME, as_text(manifest).encode())
     return manifest
 
 

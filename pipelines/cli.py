@@ -21,7 +21,19 @@ from typing import Any
 import typer
 
 from model.errors import BiovlmError, ExitCode, PreemptedError, UsageError
-from pipelines import cli_cluster, cli_data, cli_machine, cli_model, cli_registry, cli_reproduce, cli_run, cli_schedule, output
+from pipelines import (
+    cli_cluster,
+    cli_data,
+    cli_ledger,
+    cli_lineage,
+    cli_machine,
+    cli_model,
+    cli_registry,
+    cli_reproduce,
+    cli_run,
+    cli_schedule,
+    output,
+)
 
 HELP = "Train biomedical vision-language assistants, evaluate them, promote the good ones. Research use only."
 
@@ -66,9 +78,14 @@ app.command("chat")(cli_model.chat)
 app.add_typer(registry, name="registry")
 registry.command("list")(cli_registry.list_models)
 registry.command("history")(cli_registry.history)
+registry.command("approve")(cli_ledger.approve)
+registry.command("promote")(cli_ledger.promote)
+registry.command("rollback")(cli_ledger.rollback)
+registry.command("reconcile")(cli_ledger.reconcile)
 app.add_typer(lineage, name="lineage")
-lineage.command("show")(cli_registry.show)
-lineage.command("verify")(cli_registry.verify)
+lineage.command("show")(cli_lineage.show)
+lineage.command("verify")(cli_lineage.verify)
+lineage.command("export")(cli_lineage.export)
 app.command("reproduce")(cli_reproduce.reproduce)
 app.command("doctor")(cli_machine.doctor)
 app.command("schema")(cli_machine.schema)

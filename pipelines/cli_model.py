@@ -115,6 +115,7 @@ def chat(
     """Ask the champion about an image. Research use only."""
     from components.platform import versions
     from components.platform.settings import Settings
+    from components.platform.store import open_store
     from model.data.images import decode
 
     if not image.is_file():
@@ -122,11 +123,12 @@ def chat(
     decode(image)  # a bad one is told now, and not after the model was loaded
     settings = Settings.from_environment()
     address = model or _default_model(settings)
-    export = versions.find(settings, address).export(settings)
+    found = versions.find(settings, address)
+    found.export(settings)  # one that is gone, too
     output.say(RESEARCH)
     from components.platform.chat import Chat  # torch and transformers: seconds, after everything that can fail at once
 
-    assistant = Chat(export)
+    assistant = Chat(open_store(settings), settings, found.export_uri)
     if question is None:
         _converse(assistant.answer, image)
         return

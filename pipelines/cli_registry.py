@@ -1,88 +1,80 @@
-"""`biovlm registry` and `biovlm lineage`: which models there are, and what they were made from."""
+"""`biovlm registry`: which models there are, and which versions they have."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipelines import output
 
+if TYPE_CHECKING:
+    from components.platform.ledger.entry import Entry
+    from components.platform.versions import Version
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Address = Annotated[str, typer.Argument(help="models:/NAME@champion or models:/NAME/NUMBER.", metavar="MODEL")]
 SHOWN = 12
 """Hex digits of a digest that a reader sees."""
 
 
 def list_models(json: Json = False) -> None:
-    """All registered models, with the version that is champion."""
+    """All registered models, with the versions that are champion, challenger and previous."""
     from components.platform import versions
-    from components.platform.champion import ALIAS
+    from components.platform.ledger.entry import ALIASES
     from components.platform.settings import Settings
 
     settings = Settings.from_environment()
     found = {name: versions.history(settings, name) for name in versions.models(settings)}
-    champions = {name: next((v.version for v in known if ALIAS in v.aliases), "") for name, known in found.items()}
+    holders = {name: {alias: one.version for one in known for alias in one.aliases} for name, known in found.items()}
     if json:
-        output.emit_json([{"name": name, "versions": len(known), ALIAS: champions[name]} for name, known in found.items()])
+        counts = {name: len(known) for name, known in found.items()}
+        output.emit_json(
+            [{"name": n, "versions": counts[n], **{alias: holders[n].get(alias, "") for alias in ALIASES}} for n in found]
+        )
     elif not found:
         output.say("no model is registered yet; `biovlm run` makes the first one")
     else:
-        rows = [(name, str(len(known)), champions[name] or "-") for name, known in found.items()]
-        output.emit_table(("name", "versions", ALIAS), rows)
+        rows = [(n, str(len(found[n])), *(holders[n].get(alias, "-") for alias in ALIASES)) for n in found]
+        output.emit_table(("name", "versions", *ALIASES), rows)
 
 
 def history(
     name: Annotated[str, typer.Argument(help="A registered model.", metavar="NAME")],
     json: Json = False,
 ) -> None:
-    """All versions of a model, newest first: when, from which recipe and code, and which is champion."""
+    """All versions of a model, newest first, and every move of its aliases, as the ledger tells it."""
     from components.platform import versions
+    from components.platform.ledger import registry
     from components.platform.settings import Settings
 
     settings = Settings.from_environment()
     found = versions.history(settings, name)
     if not found:
         versions.find(settings, f"models:/{name}@champion")  # says which names there are
+    standing = registry.standing(settings, name)
+    entries = standing.entries if standing else ()
     if json:
-        output.emit_json([version.model_dump() for version in found])
+        moves = [entry.model_dump(mode="json") | {"digest": entry.digest} for entry in entries]
+        output.emit_json({"versions": [version.model_dump() for version in found], "ledger": moves})
         return
-    rows = [
-        (
-            version.version,
-            version.created,
-            ",".join(version.aliases) or "-",
-            version.tags.get("biovlm.decision", "-"),
-            version.tags.get("biovlm.recipe", "-"),
-            version.tags.get("biovlm.commit", "-")[:SHOWN],
-        )
-        for version in found
-    ]
-    output.emit_table(("version", "created", "alias", "decision", "recipe", "commit"), rows)
+    output.emit_table(("version", "created", "alias", "decision", "recipe", "commit"), [_row(version) for version in found])
+    if entries:
+        output.emit("")
+        columns = ("entry", "time", "act", "version", "moves", "by", "reason")
+        output.emit_table(columns, [_act(entry) for entry in entries])
 
 
-def show(model: Address, json: Json = False) -> None:
-    """The tree from a model version down to data, base weights, code and recipe."""
-    from components.platform import lineage, versions
-    from components.platform.settings import Settings
-
-    settings = Settings.from_environment()
-    node = versions.tree(settings, versions.find(settings, model))
-    if json:
-        output.emit_json(node.model_dump())
-    else:
-        output.emit(lineage.render(node))
+def _row(version: Version) -> tuple[str, ...]:
+    return (
+        version.version,
+        version.created,
+        ",".join(version.aliases) or "-",
+        version.tags.get("biovlm.decision", "-"),
+        version.tags.get("biovlm.recipe", "-"),
+        version.tags.get("biovlm.commit", "-")[:SHOWN],
+    )
 
 
-def verify(model: Address, json: Json = False) -> None:
-    """Re-hash everything that a model version was made from; exit code 77 if a byte is not what it was."""
-    from components.platform import versions
-    from components.platform.settings import Settings
-
-    settings = Settings.from_environment()
-    lines = versions.verify(settings, versions.find(settings, model))
-    if json:
-        output.emit_json({"model": model, "whole": lines})
-    else:
-        for line in lines:
-            output.emit(f"whole: {line}")
+def _act(entry: Entry) -> tuple[str, ...]:
+    moves = ",".join(f"{alias}={version or 'none'}" for alias, version in sorted(entry.moves.items()))
+    return (str(entry.number), entry.time, entry.kind.value, entry.version, moves or "-", entry.by, entry.reason or "-")

@@ -10,7 +10,8 @@ import typer
 
 from model.errors import UsageError
 from pipelines import output
-from pipelines.cli_registry import SHOWN, Address, Json
+from pipelines.cli_lineage import Address
+from pipelines.cli_run import SHOWN, Json
 
 if TYPE_CHECKING:
     from pipelines.reproduce import Compared

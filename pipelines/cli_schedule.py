@@ -27,8 +27,8 @@ def apply(
 
     addresses = Addresses.from_environment()
     wanted = schedules.read(file, addresses.time_zone)
-    for one in wanted:
-        recipe, budget = Recipe.model_validate_json(one.parameters["recipe"]), float(one.parameters["budget"])
+    for wish in wanted:
+        recipe, budget = Recipe.model_validate_json(wish.parameters["recipe"]), float(wish.parameters["budget"])
         estimate.refuse(recipe, budget, Settings.from_environment())
     server = cluster.connect(addresses)
     done = schedule_server.apply(server, wanted, submit.package(addresses), Settings.from_environment().experiment)

@@ -25,7 +25,7 @@ from typing import Any
 
 from components.data.registry_git import Git
 from components.data.registry_url import open_registry
-from components.platform import ancestry, champion, code, likeness, versions
+from components.platform import ancestry, champion, code, likeness, origin, versions
 from components.platform.reference import key_figures
 from components.platform.settings import Settings
 from components.platform.step import versions as libraries_here
@@ -42,6 +42,9 @@ TOLERANCE = 0.02
 """How far apart a key figure (a share in 0..1) may be on another kind of machine."""
 NOT_PASSED_ON = ("BIOVLM_", "MLFLOW_", "KF_PIPELINES_")
 """Variables that lead to a store, a registry or a cluster; the new run has its own."""
+MACHINE = ("system", "processor", "gpus")
+"""What of a machine bits depend on, beside libraries, threads and workers."""
+UNKNOWN = "unknown"
 GIT_SECONDS = 300
 ASK_CODE = "import sys; from components.platform import code; print(*(code.digest(kind) for kind in sys.argv[1:]))"
 
@@ -273,10 +276,14 @@ def _figures(was: manifest.Manifest, made: manifest.Manifest) -> dict[str, float
 
 
 def differences_of_machine(original: Original) -> list[str]:
-    """Why bits may differ: libraries that are of another version here."""
-    here, then = libraries_here(), original.records["task"].versions
-    names = sorted(name for name in {*then, *here} if then.get(name) != here.get(name))
-    return [f"{name} {then.get(name, 'none')} -> {here.get(name, 'none')}" for name in names]
+    """Why bits may differ: what is of another kind here than where the task stage was trained."""
+    record = original.records["task"]
+    machine, gone = origin.machine(), dict.fromkeys(MACHINE, UNKNOWN)
+    pairs = {
+        **{name: (record.versions.get(name, "none"), here) for name, here in libraries_here().items()},
+        **{name: ((record.origin.machine if record.origin else gone).get(name, UNKNOWN), machine[name]) for name in MACHINE},
+    }
+    return [f"{name} {then or 'none'} -> {here or 'none'}" for name, (then, here) in pairs.items() if then != here]
 
 
 def judge(original: Original, found: list[Compared], other_machine: list[str], tolerance: float) -> str:

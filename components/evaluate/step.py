@@ -7,6 +7,7 @@
    newer ones.
 4. `model.evaluation` asks every question twice, with and without the image, and writes the report artifact (`asking`): one worker in
    this process, several, or one in a cluster, through the launcher. The report is the same.
+5. This step signs the report (components/platform/signing.py): no worker has the key, and promotion reads signed reports alone.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from components.platform import inputs, launcher, reference
+from components.platform import inputs, launcher, reference, signing
 from components.platform.events import EventType
+from components.platform.heavy import Result
 from components.platform.reference import Reference
 from components.platform.settings import Settings
 from components.platform.step import Work, guarded, run_step
@@ -45,7 +47,8 @@ def run(who: str, piece: str, data: str, checkpoint: str, report: str) -> None:
         return
     wanted = EvaluateSlice.model_validate(content)
     given = {"data": data, "checkpoint": checkpoint}
-    run_step("evaluate", who, content, given, report, _produce, partial(identity, wanted), heavy=True)
+    signed = partial(signing.was_signed, Settings.from_environment())
+    run_step("evaluate", who, content, given, report, _produce, partial(identity, wanted), signed, heavy=True)
 
 
 def identity(wanted: EvaluateSlice, given: Mapping[str, Reference]) -> dict[str, str]:
@@ -61,7 +64,14 @@ def _nobody(who: str, report: str) -> None:
         log.write(EventType.REUSED, message="there is no champion yet", seconds=0.0)
 
 
-def _produce(work: Work) -> Mapping[str, str] | None:
+def _produce(work: Work) -> Result | None:
+    there = _asked(work)
+    signing.ensure(work.store, work.settings, work.store.uri(work.final))
+    return there
+
+
+def _asked(work: Work) -> Result | None:
+    """Have the report made at `work.final`."""
     wanted, subject = EvaluateSlice.model_validate(work.piece), work.inputs["checkpoint"]
     data, alone = work.inputs["data"], wanted.resources.workers == 1
     artifacts = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from model.config import Resources
 
@@ -59,6 +59,8 @@ class Result:
     """Of the libraries that made it."""
     job: str = ""
     """Drawn anew by each entrypoint: tells its result from that of an earlier one."""
+    origin: dict[str, Any] = field(default_factory=dict)
+    """Machine, lock and Ray job of the entrypoint (components/platform/origin.py)."""
 
 
 class Backend(Protocol):

@@ -14,11 +14,11 @@ from __future__ import annotations
 import contextlib
 import shutil
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from components.platform import launch, letter
 from components.platform.desk import Desk
-from components.platform.heavy import Backend, HeavyWork
+from components.platform.heavy import Backend, HeavyWork, Result
 from components.platform.retries import Attempts, forgiven
 from components.platform.settings import Settings
 from components.platform.step import Work
@@ -30,11 +30,11 @@ COPY_SECONDS = 2.0
 """How often events of a cluster are looked for; the job's own courier brings them as often."""
 
 
-def run(task: Task, work: Work) -> Mapping[str, str] | None:
+def run(task: Task, work: Work) -> Result | None:
     """Do the task; the artifact is then at `work.final`, or in the shared store.
 
     Returns:
-        Versions of the libraries that did it; None if those are this environment's.
+        What the cluster's entrypoint said of it; None if it was done in this environment.
 
     Raises:
         PreemptedError: It was stopped, and the same step goes on. BiovlmError: What the workers or the cluster said.
@@ -88,7 +88,7 @@ def _in_process(task: Task, work: Work) -> None:
     places.attempts.unlink(missing_ok=True)
 
 
-def _elsewhere(task: Task, work: Work, cluster: Backend) -> Mapping[str, str] | None:
+def _elsewhere(task: Task, work: Work, cluster: Backend) -> Result | None:
     settings = work.settings
     desk = Desk.of(settings.shared_store, task.run_id, task.key)
     said, uri = desk.result(), work.store.uri(work.final)
@@ -112,8 +112,7 @@ def _elsewhere(task: Task, work: Work, cluster: Backend) -> Mapping[str, str] | 
         raise MissingInputError(
             f"the job of {task.step} says done, and {uri} is not in {settings.shared_store}", "run the command again"
         )
-    said = desk.result()
-    return said.versions if said else None
+    return desk.result()
 
 
 def _is_published(work: Work, uri: str) -> bool:

@@ -3,7 +3,7 @@
 1. On a laptop `pipelines.local` pumps a `Mirror` while the steps run. Elsewhere each step calls `copy_once` when it ends.
 2. `run_started` opens the root run. A step's first number, or its end, opens its child run.
 3. `progress` becomes points of curves; after a worker died and repeated some steps, only new points are kept.
-4. `finished` adds parameters, the data sets that were read, figures and small files; `reused` makes a child that names the run
+4. `finished` adds parameters, the data sets that were read, the lineage with its digest as a tag, figures and small files; `reused` makes a child that names the run
    which made the result; `failed` closes the child with the exit code.
 
 What goes wrong here does not stop a run: training is worth more than its picture. The caller is told, and says so.
@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from components.platform.events import Event, EventType, Follower
+from components.platform.lineage import steps
+from components.platform.lineage.tracked import LINEAGE_FILE, LINEAGE_TAG
 from components.platform.settings import Settings
 from components.platform.store import StepRecord, open_store
 from components.platform.tracking import KEY_TAG, REUSED_TAG, Tracking
@@ -95,6 +97,10 @@ class Mirror:
             tags |= {"biovlm.code": record.code} | {f"biovlm.{k}": str(v) for k, v in record.revision.items()}
             tracking.params(child, record.piece)
             tracking.inputs(child, self._sets_read(record), CONTEXTS.get(kind, kind))
+        said = self._store.small(steps.name_of(kind, key))
+        if said is not None:
+            tracking.text(child, LINEAGE_FILE, said.decode())
+            tags[LINEAGE_TAG] = steps.parse(said, steps.name_of(kind, key)).digest
         tracking.tags(child, tags)
         if event.facts.get("figures"):
             tracking.curves(child, [(0, event.time, _numbers(event.facts["figures"]))])

@@ -1,8 +1,8 @@
-"""Two facts of MLflow, read without importing MLflow.
+"""A few facts of MLflow, read without importing MLflow.
 
 Every run must know the present champion and whether the store answers, also the run that reuses every step. Importing MLflow and
-opening its store takes five to ten seconds on two cores, so these two questions are asked directly: of a server by its public
-REST interface, of the embedded SQLite file by four tables that have had this form since MLflow 2.0. A test holds both against
+opening its store takes five to ten seconds on two cores, so these questions are asked directly: of a server by its public
+REST interface, of the embedded SQLite file by a few tables that have had this form since MLflow 2.0. A test holds both against
 MLflow's own client. A store of another kind, or of another form, is asked through MLflow (`components.platform.tracking`).
 """
 
@@ -14,6 +14,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,17 @@ from model.errors import MissingInputError
 
 TIMEOUT_SECONDS = 5.0
 STORE_ID = "biovlm.store_id"
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A registered model as the registry holds it."""
+
+    mark: str
+    """When it was made, in milliseconds since 1970: one of this name in another registry has another mark."""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Alias -> version."""
+    tags: Mapping[str, str] = field(default_factory=dict)
 
 
 class Unknown(Exception):
@@ -49,6 +61,36 @@ def store_id(uri: str, experiment: str) -> str | None:
     return str(rows[0][0]) if rows else None
 
 
+def registered(uri: str, name: str) -> Registered | None:
+    """The registered model `name`; None without one. Errors as `version_tags`."""
+    if uri.startswith(("http://", "https://")):
+        answer = _get(uri, "registered-models/get", {"name": name})
+        if answer is None:
+            return None
+        found = answer["registered_model"]
+        aliases = {str(one["alias"]): str(one["version"]) for one in found.get("aliases", [])}
+        tags = {str(one["key"]): str(one["value"]) for one in found.get("tags", [])}
+        return Registered(str(found["creation_timestamp"]), aliases, tags)
+    made = _select(uri, "SELECT creation_time FROM registered_models WHERE name = ?", (name,))
+    if not made:
+        return None
+    rows = _select(uri, "SELECT alias, version FROM registered_model_aliases WHERE name = ?", (name,))
+    pairs = _select(uri, "SELECT key, value FROM registered_model_tags WHERE name = ?", (name,))
+    return Registered(str(made[0][0]), {str(a): str(v) for a, v in rows}, {str(key): str(value) for key, value in pairs})
+
+
+def numbered_tags(uri: str, name: str, version: str) -> dict[str, str] | None:
+    """Tags of version `version` of the registered model `name`, with its number; None without one. Errors as `version_tags`."""
+    if uri.startswith(("http://", "https://")):
+        answer = _get(uri, "model-versions/get", {"name": name, "version": version})
+        return None if answer is None else _tags(answer["model_version"])
+    sql = "SELECT version FROM model_versions WHERE name = ? AND version = ? AND current_stage <> 'Deleted_Internal'"
+    if not _select(uri, sql, (name, version)):
+        return None
+    rows = _select(uri, "SELECT key, value FROM model_version_tags WHERE name = ? AND version = ?", (name, version))
+    return {**{str(key): str(value) for key, value in rows}, "version": version}
+
+
 def version_tags(uri: str, name: str, alias: str) -> dict[str, str] | None:
     """Tags of the version of the registered model `name` that carries `alias`, with its number as `version`; None without one.
 
@@ -58,15 +100,16 @@ def version_tags(uri: str, name: str, alias: str) -> dict[str, str] | None:
     """
     if uri.startswith(("http://", "https://")):
         answer = _get(uri, "registered-models/alias", {"name": name, "alias": alias})
-        if answer is None:
-            return None
-        version = answer["model_version"]
-        return {**{tag["key"]: tag["value"] for tag in version.get("tags", [])}, "version": str(version["version"])}
+        return None if answer is None else _tags(answer["model_version"])
     found = _select(uri, "SELECT version FROM registered_model_aliases WHERE name = ? AND alias = ?", (name, alias))
     if not found:
         return None
     rows = _select(uri, "SELECT key, value FROM model_version_tags WHERE name = ? AND version = ?", (name, found[0][0]))
     return {**{str(key): str(value) for key, value in rows}, "version": str(found[0][0])}
+
+
+def _tags(version: Mapping[str, Any]) -> dict[str, str]:
+    return {**{str(tag["key"]): str(tag["value"]) for tag in version.get("tags", [])}, "version": str(version["version"])}
 
 
 def _select(uri: str, sql: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:

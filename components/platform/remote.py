@@ -11,13 +11,15 @@
 from __future__ import annotations
 
 import importlib
+import json
+import os
 import shutil
 import sys
 import threading
 import uuid
 from typing import Any
 
-from components.platform import launch, letter
+from components.platform import launch, letter, origin
 from components.platform.desk import ATTEMPTS, Courier, Desk, Spec
 from components.platform.heavy import Result
 from components.platform.retries import MOST_OVER_ALL, Attempts, forgiven
@@ -54,7 +56,7 @@ def main(spec_uri: str) -> int:
     tries = _counted(spec, desk, places) - began
     code = said.exit_code if said else ExitCode.DONE
     text = (said.message, said.hint) if said else ("", "")
-    desk.write_result(Result(int(code), *text, tries=tries, digest=digest, versions=versions(), job=token))
+    desk.write_result(Result(int(code), *text, tries=tries, digest=digest, versions=versions(), job=token, origin=_origin()))
     return int(code)
 
 
@@ -75,6 +77,13 @@ def _run(spec: Spec, spec_uri: str, desk: Desk, settings: Settings, places: Plac
         desk.pull(letter.NAME, places.scratch / letter.NAME)
         letter.raise_letter(places.scratch)
     return open_store(settings).manifest_of(f"steps/{task.kind}/{task.key}").digest
+
+
+def _origin() -> dict[str, Any]:
+    """What the lineage says of this environment; Ray tells a job its id in its configuration."""
+    told = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
+    job = str(told.get("metadata", {}).get("job_submission_id", ""))
+    return {"machine": origin.machine(), "lock": origin.lock(), "job": job}
 
 
 def _counted(spec: Spec, desk: Desk, places: Places) -> int:

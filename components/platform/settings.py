@@ -15,6 +15,12 @@
 | BIOVLM_STORE | `s3://BUCKET/PREFIX` of artifacts shared by steps on different machines; `store` in the home is its cache | none |
 | BIOVLM_DATA | URL of the Git repository that is the data registry, whose DVC remote all can read; only read from | in `home` |
 | BIOVLM_DVC_REMOTE | DVC remote of the registry that is written here, `s3://BUCKET/PREFIX` or a folder | `dvc-remote` in `home` |
+| BIOVLM_LEDGER | `s3://BUCKET/PREFIX` of the ledger of promotions, such as a bucket that locks objects | in the store, else `home` |
+| BIOVLM_ACTOR | who acts, in the ledger; without a key it is a claim | the login's name |
+| BIOVLM_ACTOR_KEY | file of one's own Ed25519 key, which proves who acts | none |
+| BIOVLM_APPROVERS | folder of public keys `NAME.pem`: who may approve promotions | none |
+| BIOVLM_NOTIFY_FILE | file that gets a CloudEvent, one a line, for each entry of the ledger | none |
+| BIOVLM_NOTIFY_WEBHOOK | address that each of those is posted to; may hold a secret, and is never shown | none |
 | BIOVLM_LAUNCHER | where heavy work runs: `process` (Ray on this machine), `jobs` (a cluster by address) or `kuberay` | `process` |
 | BIOVLM_RAY_ADDRESS | `http://HOST:8265` of that cluster; it alone means `jobs`. Ray reads its token (RAY_AUTH_TOKEN_PATH) | none |
 | BIOVLM_RECIPE | name of the run's recipe, for the labels of jobs on a cluster | `unknown` |
@@ -37,6 +43,12 @@
 | BIOVLM_POD_NAME, BIOVLM_POD_UID | the launcher's own pod (downward API), owner of its RayJobs | none |
 | BIOVLM_RAY_STORAGE | set in Ray pods: where Ray Train keeps its notes about a run, which all nodes must reach | scratch folder |
 | BIOVLM_TRIES_BEFORE | set in Ray pods: how often the work was tried before, over all layers | `0` |
+| BIOVLM_SIGNING | `off` signs and verifies nothing, which the lineage of each version then says | `on` |
+| BIOVLM_SIGNING_KEY | PEM file with the private ECDSA key that signs; in a cluster, from a Secret | made in `keys` of `home` |
+| BIOVLM_TRUSTED_KEYS | PEM file, or folder of them, with the public keys whose signatures are believed | that of the signing key |
+| BIOVLM_SERVE_ROOT | folder from which a served model may read images by path | none: base64 only |
+| BIOVLM_APPROVED_GATES | file with the approved gates | `components/platform/approved_gates.yaml` |
+| BIOVLM_TRIGGER | who or what began the run, for its lineage: `schedule:NAME`, `policy:REASON` | `person` |
 | BIOVLM_TRACE | `1`: traces of unexpected errors show the error's text, which may quote a record | `0` |
 | MLFLOW_TRACKING_URI | tracking store and model registry | SQLite in `home` |
 | MLFLOW_EXPERIMENT_NAME | experiment of all runs | `biovlm` |
@@ -74,12 +86,24 @@ class Settings:
     launcher: str = "process"
     ray_address: str = ""
     recipe: str = "unknown"
+    trigger: str = ""
     mirrored: bool = False
     trace: bool = False
     feature_cache_gib: float = FEATURE_CACHE_GIB
     pools: Path | None = None
     ray_storage: str = ""
     tries_before: int = 0
+    ledger: str = ""
+    actor: str = ""
+    actor_key: Path | None = None
+    approvers: Path | None = None
+    notify_file: Path | None = None
+    notify_webhook: str = ""
+    signing: bool = True
+    signing_key: Path | None = None
+    trusted_keys: Path | None = None
+    serve_root: Path | None = None
+    approved_gates: Path | None = None
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:
@@ -101,12 +125,24 @@ class Settings:
             launcher=_launcher(env),
             ray_address=env.get("BIOVLM_RAY_ADDRESS", ""),
             recipe=env.get("BIOVLM_RECIPE") or "unknown",
+            trigger=env.get("BIOVLM_TRIGGER", ""),
             pools=Path(env["BIOVLM_POOLS"]) if env.get("BIOVLM_POOLS") else None,
             ray_storage=env.get("BIOVLM_RAY_STORAGE", ""),
             tries_before=int(env.get("BIOVLM_TRIES_BEFORE") or 0),
             mirrored=env.get("BIOVLM_MIRRORED") == "1",
             trace=env.get("BIOVLM_TRACE") == "1",
             feature_cache_gib=_gib(env.get("BIOVLM_FEATURE_CACHE_GIB") or str(FEATURE_CACHE_GIB)),
+            ledger=env.get("BIOVLM_LEDGER", ""),
+            actor=env.get("BIOVLM_ACTOR", ""),
+            actor_key=_path(env, "BIOVLM_ACTOR_KEY"),
+            approvers=_path(env, "BIOVLM_APPROVERS"),
+            notify_file=_path(env, "BIOVLM_NOTIFY_FILE"),
+            notify_webhook=env.get("BIOVLM_NOTIFY_WEBHOOK", ""),
+            signing=_signing(env.get("BIOVLM_SIGNING") or "on"),
+            signing_key=_path(env, "BIOVLM_SIGNING_KEY"),
+            trusted_keys=_path(env, "BIOVLM_TRUSTED_KEYS"),
+            serve_root=_path(env, "BIOVLM_SERVE_ROOT"),
+            approved_gates=_path(env, "BIOVLM_APPROVED_GATES"),
         )
 
     def for_children(self) -> dict[str, str]:
@@ -123,10 +159,22 @@ class Settings:
             "BIOVLM_LAUNCHER": self.launcher,
             "BIOVLM_RAY_ADDRESS": self.ray_address,
             "BIOVLM_RECIPE": self.recipe,
+            "BIOVLM_TRIGGER": self.trigger,
             "BIOVLM_POOLS": str(self.pools or ""),
             "BIOVLM_MIRRORED": "1" if self.mirrored else "0",
             "BIOVLM_TRACE": "1" if self.trace else "0",
             "BIOVLM_FEATURE_CACHE_GIB": str(self.feature_cache_gib),
+            "BIOVLM_LEDGER": self.ledger,
+            "BIOVLM_ACTOR": self.actor,
+            "BIOVLM_ACTOR_KEY": str(self.actor_key or ""),
+            "BIOVLM_APPROVERS": str(self.approvers or ""),
+            "BIOVLM_NOTIFY_FILE": str(self.notify_file or ""),
+            "BIOVLM_NOTIFY_WEBHOOK": self.notify_webhook,
+            "BIOVLM_SIGNING": "on" if self.signing else "off",
+            "BIOVLM_SIGNING_KEY": str(self.signing_key or ""),
+            "BIOVLM_TRUSTED_KEYS": str(self.trusted_keys or ""),
+            "BIOVLM_SERVE_ROOT": str(self.serve_root or ""),
+            "BIOVLM_APPROVED_GATES": str(self.approved_gates or ""),
             "MLFLOW_TRACKING_URI": self.tracking_uri,
             "MLFLOW_EXPERIMENT_NAME": self.experiment,
         }
@@ -191,6 +239,17 @@ def _launcher(env: Mapping[str, str]) -> str:
             f"BIOVLM_LAUNCHER is {chosen}, and there is no BIOVLM_STORE", "machines share what they make by s3://BUCKET/PREFIX"
         )
     return chosen
+
+
+def _signing(text: str) -> bool:
+    """Off only by the word for it."""
+    if text not in ("on", "off"):
+        raise ConfigError(f"BIOVLM_SIGNING is {text!r}", "give on or off")
+    return text == "on"
+
+
+def _path(env: Mapping[str, str], name: str) -> Path | None:
+    return Path(env[name]).expanduser().absolute() if env.get(name) else None
 
 
 def _gib(text: str) -> float:

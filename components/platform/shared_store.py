@@ -30,7 +30,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from components.platform.objects import Objects, place_of, side_by_side
-from components.platform.store import StepRecord, Store
+from components.platform.store import KEY_DIGITS, StepRecord, Store
 from model import manifest
 from model.errors import CannotWriteError, DataError, MissingInputError, RefusedError
 from model.manifest import FILE_NAME, FileEntry, Manifest
@@ -98,7 +98,20 @@ class SharedStore(Store):
             return StepRecord.model_validate_json(content)
         return None
 
+    def small(self, name: str) -> bytes | None:
+        content = self.objects.find(name)
+        return super().small(name) if content is None else content
+
+    def keys(self, kind: str) -> list[str]:
+        names = self.objects.names(f"steps/{kind}/")
+        there = {name.removesuffix(".json").rpartition("/")[2] for name in names if name.count("/") == 2}
+        return sorted({key for key in there if len(key) == KEY_DIGITS} | set(super().keys(kind)))
+
     # ------------------------------------------------------------------------------------------------------------ writing
+
+    def keep(self, name: str, content: bytes) -> None:
+        super().keep(name, content)
+        self.objects.put(name, content)
 
     def publish(self, uri: str, record: StepRecord | None = None) -> Manifest:
         folder = self._inside(uri)
@@ -176,7 +189,7 @@ class SharedStore(Store):
         try:
             aside.mkdir(parents=True)
             side_by_side(lambda entry: self._download_file(found, entry, aside), found.files)
-            manifest.write_durably(aside / FILE_NAME, found.model_dump_json(indent=1).encode())
+            manifest.write_durably(aside / FILE_NAME, manifest.as_text(found).encode())
             manifest.publish(aside, folder)
         except OSError as error:
             raise manifest.failed_write(folder, error) or error from None

@@ -5,8 +5,8 @@
 3. A result in the store under that key, verified, is the step's result: nothing is imported, trained or asked again.
    So is a step of a run that a policy skipped: the data step or an input says so, and the result says it on.
 4. Else every input is verified, `produce(work)` writes the artifact at `work.final`, and its record goes beside it.
-5. The artifact is published, for steps on other machines. The reference is written where KFP wants the output; events tell all of
-   it.
+5. The artifact is published, for steps on other machines, and its lineage is written beside it
+   (components/platform/lineage/steps.py). The reference is written where KFP wants the output; events tell all of it.
 
 Nothing here imports torch, ray or mlflow: a reused step is over in well under a second.
 """
@@ -28,7 +28,11 @@ from types import FrameType
 from typing import Any
 
 from components.platform import code, events, reference
+from components.platform import origin as origins
 from components.platform.events import EventLog, EventType
+from components.platform.heavy import Result
+from components.platform.lineage import steps
+from components.platform.origin import Origin
 from components.platform.reference import Reference
 from components.platform.settings import Settings
 from components.platform.store import Source, StepRecord, Store, open_store
@@ -90,7 +94,7 @@ def run_step(
     piece: Mapping[str, Any],
     inputs: Mapping[str, str | None],
     out: str,
-    produce: Callable[[Work], Mapping[str, str] | None],
+    produce: Callable[[Work], Result | None],
     identify: Callable[[Mapping[str, Reference]], dict[str, str]] | None = None,
     still_good: Callable[[manifest.Manifest], bool] | None = None,
     heavy: bool = False,
@@ -104,7 +108,7 @@ def run_step(
         piece: The step's slice of the recipe.
         inputs: Role -> path of a reference file; roles without a path are left out.
         out: Where KFP wants the reference to the result.
-        produce: Writes the artifact; the versions of the libraries that made it, if that was not this process's environment.
+        produce: Writes the artifact; what the cluster said of it, if it was not made in this process's environment.
         identify: What of the inputs belongs to the key; the digest of each, unless given.
         still_good: A last question about a stored result; False runs the step again.
         heavy: Its inputs are read where the launcher has the work done, and need not come to this machine.
@@ -216,15 +220,24 @@ def _verified(given: Mapping[str, Reference], store: Store, elsewhere: bool) -> 
     return {role: ref.digest for role, ref in given.items() if not ref.is_none}
 
 
-def _make(store: Store, work: Work, record: StepRecord, produce: Callable[[Work], Mapping[str, str] | None]) -> Reference:
+def _make(store: Store, work: Work, record: StepRecord, produce: Callable[[Work], Result | None]) -> Reference:
     store.write_record(record)
     there = produce(work)
     seconds = time.time() - record.started
-    record = record.model_copy(update={"seconds": seconds, "versions": dict(there or record.versions)})
+    record = _with_there(record, there).model_copy(update={"seconds": seconds})
     store.write_record(record)
     result = Reference.to(work.final, store.publish(store.uri(work.final), record))
+    steps.write(store, record.kind, record.key)
     work.log.write(EventType.FINISHED, seconds=seconds, facts=_facts(record.kind, work.key, result))
     return result
+
+
+def _with_there(record: StepRecord, there: Result | None) -> StepRecord:
+    """The record of work that was done in a cluster: with the libraries, the machine and the job that did it."""
+    if there is None or record.origin is None:
+        return record
+    origin = record.origin.model_copy(update={**there.origin, "tries": there.tries})
+    return record.model_copy(update={"versions": dict(there.versions), "origin": origin})
 
 
 def _record(kind: str, identity: Mapping[str, str], work: Work) -> StepRecord:
@@ -239,8 +252,17 @@ def _record(kind: str, identity: Mapping[str, str], work: Work) -> StepRecord:
         inputs={role: work.source(ref) for role, ref in work.inputs.items() if not ref.is_none},
         revision=code.revision(),
         versions=versions(),
+        origin=_origin(work),
         started=time.time(),
     )
+
+
+def _origin(work: Work) -> Origin:
+    """Where this process makes the result, with what the slice asks of it."""
+    asked = Resources.model_validate(work.piece["resources"]) if "resources" in work.piece else None
+    gpus = asked.workers * asked.gpus_per_worker if asked else 0
+    more = {"attempt": work.log.attempt, "workers": asked.workers if asked else 1, "gpus": gpus}
+    return origins.here(work.settings).model_copy(update=more)
 
 
 def versions() -> dict[str, str]:

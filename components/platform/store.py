@@ -25,9 +25,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from components.platform.origin import Origin
 from components.platform.settings import Settings
 from model import manifest
 from model.errors import DataError, MissingInputError, RefusedError
+
+KEY_DIGITS = 64
 
 
 class Source(BaseModel):
@@ -55,6 +58,7 @@ class StepRecord(BaseModel):
     inputs: dict[str, Source] = Field(default_factory=dict, description="Role -> artifact that was read.")
     revision: dict[str, str | bool] = Field(default_factory=dict, description="Commit of the checkout, and whether it was dirty.")
     versions: dict[str, str] = Field(default_factory=dict, description="Library -> version.")
+    origin: Origin | None = Field(default=None, description="Where and by whom it was made.")
     started: float = Field(description="Seconds since 1970.")
     seconds: float | None = Field(
         default=None, description="Wall time; empty if the process died right after writing the result."
@@ -184,11 +188,28 @@ class Store:
 
     def write_record(self, record: StepRecord) -> None:
         """Write or replace the record of a result."""
-        path = self._record_path(record.kind, record.key)
+        self._write_small(self._record_path(record.kind, record.key), record.model_dump_json(indent=1).encode())
+
+    def small(self, name: str) -> bytes | None:
+        """The content of a small file at `name`, relative to the store (a record, a manifest); None if there is none."""
+        try:
+            return self._inside(name).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def keep(self, name: str, content: bytes) -> None:
+        """Write or replace a small file at `name`, for all who share the store."""
+        self._write_small(self._inside(name), content)
+
+    def keys(self, kind: str) -> list[str]:
+        """The keys of all steps of `kind` that have a record, sorted."""
+        return sorted(path.stem for path in (self.root / "steps" / kind).glob("*.json") if len(path.stem) == KEY_DIGITS)
+
+    def _write_small(self, path: Path, content: bytes) -> None:
         aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            aside.write_text(record.model_dump_json(indent=1), encoding="utf-8")
+            aside.write_bytes(content)
             aside.replace(path)
         except OSError as error:
             aside.unlink(missing_ok=True)

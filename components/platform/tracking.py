@@ -16,17 +16,20 @@ import contextlib
 import fcntl
 import json
 import os
+import random
 import socket
+import tempfile
 import time
 import urllib.parse
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from components.platform import peek
+from components.platform.peek import Registered
 from components.platform.settings import Settings
-from model.manifest import cannot_write
+from model.manifest import cannot_write, sha256_file
 
 DIGEST_CHARS = 36  # MLflow refuses longer digests of data sets
 PARAM_CHARS = 500
@@ -40,6 +43,8 @@ QUIET = {
 }
 RUN_TAG, STEP_TAG, ATTEMPT_TAG, KEY_TAG = "biovlm.run_id", "biovlm.step", "biovlm.attempt", "biovlm.key"
 REUSED_TAG = "biovlm.reused"
+MOST_TRIES = 6
+T = TypeVar("T")
 
 
 class Tracking:
@@ -104,15 +109,56 @@ class Tracking:
 
     def version_tags(self, name: str, alias: str) -> dict[str, str] | None:
         """Tags of the version of the registered model `name` with `alias`, with its number as `version`; None without one."""
+        found = self._asked(lambda: self.client.get_model_version_by_alias(name, alias))
+        return None if found is None else {**found.tags, "version": str(found.version)}
+
+    def numbered_tags(self, name: str, version: str) -> dict[str, str] | None:
+        """Tags of a version of the registered model `name`, with its number as `version`; None without one."""
+        found = self._asked(lambda: self.client.get_model_version(name, version))
+        return None if found is None else {**found.tags, "version": str(found.version)}
+
+    def registered(self, name: str) -> Registered | None:
+        """The registered model `name`; None without one."""
+        found = self._asked(lambda: self.client.get_registered_model(name))
+        if found is None:
+            return None
+        aliases = {str(alias): str(version) for alias, version in found.aliases.items()}
+        return Registered(str(found.creation_timestamp), aliases, dict(found.tags))
+
+    def run_is_there(self, name: str, version: str) -> bool:
+        """Whether the run that registered a version was not deleted; a version without a run has none to lose."""
+        found = self._asked(lambda: self.client.get_model_version(name, version))
+        if found is None or not found.run_id:
+            return found is not None
+        run = self._asked(lambda: self.client.get_run(found.run_id))
+        return run is not None and run.info.lifecycle_stage == "active"
+
+    def move_alias(self, name: str, alias: str, version: str) -> bool:
+        """Set an alias, or take it away with an empty `version`; False if there is no such version."""
+        if not version:
+            self._asked(lambda: self.client.delete_registered_model_alias(name, alias) or True)
+            return True
+        return bool(self._asked(lambda: self.client.set_registered_model_alias(name, alias, version) or True))
+
+    def remember(self, name: str, tag: str, value: str) -> None:
+        """Set a tag of a registered model."""
+        self._asked(lambda: self.client.set_registered_model_tag(name, tag, value) or True)
+
+    def _asked(self, ask: Callable[[], T]) -> T | None:
+        """What MLflow answers; None if there is no such thing. Of many that write the same row at once, a database turns some away:
+        those ask again."""
         from mlflow.exceptions import MlflowException
 
-        try:
-            found = self.client.get_model_version_by_alias(name, alias)
-        except MlflowException as error:
-            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                return None
-            raise peek.unreachable(self.settings.tracking_uri, error.error_code) from None
-        return {**found.tags, "version": str(found.version)}
+        for tried in range(MOST_TRIES):
+            try:
+                return ask()
+            except MlflowException as error:
+                if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                    return None
+                if tried == MOST_TRIES - 1:
+                    raise peek.unreachable(self.settings.tracking_uri, error.error_code) from None
+                time.sleep(random.uniform(0, 0.05) * (tried + 1))
+        return None
 
     def curves(self, run: str, points: Iterable[tuple[int, float, Mapping[str, float]]]) -> None:
         """Append points (step, time in seconds, metrics) to the curves of a run."""
@@ -154,6 +200,49 @@ class Tracking:
         """Keep small files with a run."""
         for path in paths:
             self.client.log_artifact(run, str(path), folder)
+
+    def text(self, run: str, path: str, content: str) -> None:
+        """Keep a text with a run as the file `path`."""
+        self.client.log_text(run, content, path)
+
+    def kept(self, run: str, path: str) -> str | None:
+        """A text that is kept with a run; None if the run is deleted or gone, or keeps no such file."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            if self.client.get_run(run).info.lifecycle_stage != "active":
+                return None
+            with tempfile.TemporaryDirectory(prefix="biovlm-") as folder:
+                return Path(self.client.download_artifacts(run, path, folder)).read_text(encoding="utf-8")
+        except (MlflowException, OSError, UnicodeDecodeError):
+            return None
+
+    def served(self, model_id: str) -> dict[str, str] | None:
+        """File -> SHA-256 of what MLflow serves of a LoggedModel; None if it is gone."""
+        from mlflow.artifacts import download_artifacts
+        from mlflow.exceptions import MlflowException
+
+        uri = self.settings.tracking_uri
+        try:
+            place = str(self.client.get_logged_model(model_id).artifact_location)
+            with tempfile.TemporaryDirectory(prefix="biovlm-") as empty:
+                folder = Path(download_artifacts(artifact_uri=place, dst_path=empty, tracking_uri=uri))
+                files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+                return {path.relative_to(folder).as_posix(): sha256_file(path) for path in files}
+        except (MlflowException, OSError):
+            return None
+
+    def run_of(self, name: str, number: str) -> str:
+        """The run that registered a version of the model `name`."""
+        return str(self.client.get_model_version(name, number).run_id or "")
+
+    def saw(self, run: str, model_id: str, sets: Mapping[str, str], metric: str) -> None:
+        """Say of a LoggedModel which data sets (name -> digest) it saw, so that `search_logged_models(datasets=...)` finds it.
+
+        MLflow knows the data sets of a LoggedModel by its metrics alone: `metric` is 1 for each of them.
+        """
+        for name, digest in sorted(sets.items()):
+            self.client.log_metric(run, metric, 1.0, model_id=model_id, dataset_name=name, dataset_digest=digest[:DIGEST_CHARS])
 
     def finish(self, run: str, status: str, when: float | None = None) -> None:
         """Close a run: FINISHED, FAILED or KILLED."""

@@ -1,7 +1,7 @@
 """What the model registry holds, for readers: models, their versions, and where a version's artifacts are.
 
 1. `parse` reads an address as MLflow writes it: `models:/NAME@ALIAS` or `models:/NAME/NUMBER`.
-2. `find` looks one up; an unknown one is a letter that names the nearest known model.
+2. `find` looks one up, by the ledger where it decides; an unknown one is a letter that names the nearest known model.
 3. `models` and `history` list what there is.
 
 A version's tags (components/register/step.py) name its artifacts relative to the store.
@@ -12,17 +12,18 @@ from __future__ import annotations
 import difflib
 import re
 import time
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from components.platform import champion, lineage, peek
+from components.platform import champion, peek
+from components.platform.ledger import registry
+from components.platform.ledger.entry import ALIASES
 from components.platform.settings import Settings
 from components.platform.store import Store, open_store
 from components.platform.tracking import Tracking
-from model import manifest
-from model.errors import DataError, MissingInputError, RefusedError, UsageError
+from model.errors import MissingInputError, UsageError
 
 ADDRESS = re.compile(
     r"models:/(?P<name>[A-Za-z0-9][A-Za-z0-9_.-]{0,99})(?:@(?P<alias>[A-Za-z][A-Za-z0-9_-]{0,49})|/(?P<number>\d{1,9}))"
@@ -42,13 +43,19 @@ class Version(BaseModel):
 
     def receipt(self, settings: Settings) -> Path:
         """The folder of its receipt in the store. MissingInputError if biovlm did not register this version."""
-        return _brought(open_store(settings), f"steps/register/{self._tag(champion.RECEIPT_KEY)}")
+        return _brought(open_store(settings), f"steps/register/{self.tag(champion.RECEIPT_KEY)}")
+
+    @property
+    def export_uri(self) -> str:
+        """Place of the plain transformers folder in the store. MissingInputError if biovlm did not register this version."""
+        return self._tag("biovlm.export")
 
     def export(self, settings: Settings) -> Path:
         """The plain transformers folder of this version."""
-        return _brought(open_store(settings), self._tag("biovlm.export"))
+        return _brought(open_store(settings), self.tag("biovlm.export"))
 
-    def _tag(self, name: str) -> str:
+    def tag(self, name: str) -> str:
+        """The value of a tag. MissingInputError if biovlm did not register this version."""
         if name not in self.tags:
             raise MissingInputError(
                 f"models:/{self.name}/{self.version} has no tag {name}: biovlm did not register it", "name another version"
@@ -73,10 +80,7 @@ def find(settings: Settings, address: str) -> Version:
     """
     name, alias, number = parse(address)
     if alias:
-        try:
-            tags = peek.version_tags(settings.tracking_uri, name, alias)
-        except peek.Unknown:
-            tags = Tracking(settings).version_tags(name, alias)
+        tags = champion.version_of(settings, name, alias)
         if tags is not None:
             return Version(name=name, version=tags.pop("version"), aliases=(alias,), tags=tags)
     else:
@@ -109,8 +113,8 @@ def history(settings: Settings, name: str) -> list[Version]:
     if not found:
         return []
     aliases: dict[str, list[str]] = {}
-    for alias, number in client.get_registered_model(name).aliases.items():
-        aliases.setdefault(str(number), []).append(alias)
+    for alias, number in _aliases(settings, name).items():
+        aliases.setdefault(number, []).append(alias)
     versions = [
         Version(
             name=name,
@@ -124,64 +128,19 @@ def history(settings: Settings, name: str) -> list[Version]:
     return sorted(versions, key=lambda one: -int(one.version))
 
 
-def tree(settings: Settings, version: Version) -> lineage.Node:
-    """The lineage that was written when the version was registered."""
-    path = version.receipt(settings) / "lineage.json"
-    try:
-        return lineage.Node.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        raise MissingInputError(f"no lineage at {path}", "the store was emptied; run the recipe again") from None
-    except ValueError:
-        raise DataError(f"{path} is not a lineage", "it was changed; `biovlm lineage verify` says more") from None
-
-
-def verify(settings: Settings, version: Version) -> list[str]:
-    """Re-hash everything in the store that the version was made from; a line for each artifact that is whole.
-
-    Raises:
-        RefusedError: A byte is not what the lineage says, or the lineage is not what the store says.
-        MissingInputError: An artifact is gone.
-    """
-    store = open_store(settings)
-    receipt = version.receipt(settings)
-    manifest.verify(receipt)
-    report = store.record("register", receipt.name)
-    if report is None:
-        raise MissingInputError(f"no record beside {receipt}", "the store was emptied in part; run the recipe again")
-    stored, found = tree(settings, version).children, lineage.tree(store, report.inputs["report"].uri)
-    if stored != (found,):
-        raise RefusedError(
-            "the lineage of the receipt is not what the store says", "an artifact was replaced; run the recipe again"
-        )
-    exported = manifest.verify(version.export(settings))
-    if exported.parents.get("checkpoint") != version.tags[champion.CHECKPOINT_DIGEST]:
-        raise RefusedError(
-            f"{version.export(settings)} is the export of another checkpoint", "remove it and run the recipe again"
-        )
-    lines = {f"receipt {receipt.name[:12]}": None, f"export {exported.digest[:12]}": None}
-    for kind, digest, uri in _artifacts(store, "register", receipt.name):
-        store.fetch(uri, digest)
-        lines[f"{kind} {digest[:12]}"] = None
-    return list(lines)
+def _aliases(settings: Settings, name: str) -> dict[str, str]:
+    """Alias -> version: of the registry, but for those about which the ledger decides."""
+    facts, standing = registry.registered(settings, name), registry.standing(settings, name)
+    held = dict(facts.aliases) if facts else {}
+    if standing is None or not standing.entries:
+        return held
+    return {alias: version for alias, version in held.items() if alias not in ALIASES} | dict(standing.state.aliases)
 
 
 def _brought(store: Store, uri: str) -> Path:
     """The folder of `uri`, from the other machine that made it if it is not here. Who reads it verifies it."""
     folder = store.root / uri
     return folder if folder.exists() or type(store) is Store else store.fetch(uri)
-
-
-def _artifacts(store: Store, kind: str, key: str) -> list[tuple[str, str, str]]:
-    """Every artifact that a step read, that its inputs were made from, and so on; data sets and base models too."""
-    record = store.record(kind, key)
-    found: list[tuple[str, str, str]] = []
-    for source in record.inputs.values() if record else ():
-        found.append((source.kind, source.digest, source.uri))
-        found += _artifacts(store, *PurePosixPath(source.uri).parts[-2:])
-        facts = store.manifest_of(source.uri).facts if source.kind == "data" else {}
-        for entry in [*facts.get("sets", {}).values(), *facts.get("bases", {}).values()]:
-            found.append(("data set or base model", entry["digest"], entry["uri"]))
-    return list(dict.fromkeys(found))
 
 
 def _pages(search: Any, **query: Any) -> list[Any]:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from functools import partial
 
 from components.platform import inputs, launcher
+from components.platform.heavy import Result
 from components.platform.reference import Reference
 from components.platform.step import Work, run_step
 from model.config import ModelSource, TrainSlice
@@ -43,7 +44,7 @@ def identity(wanted: TrainSlice, given: Mapping[str, Reference]) -> dict[str, st
     return inputs.identity(given["data"], _names(wanted)) | ({"parent": given["parent"].digest} if "parent" in given else {})
 
 
-def _produce(work: Work) -> Mapping[str, str] | None:
+def _produce(work: Work) -> Result | None:
     wanted = TrainSlice.model_validate(work.piece)
     artifacts = inputs.sources(work.inputs["data"], _names(wanted))
     parent = work.inputs.get("parent")

@@ -31,9 +31,10 @@ from transformers import (
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from model.architecture import bases as base_models
-from model.architecture.bases import LANGUAGE_TYPES, TOWER_TYPES, Origin
+from model.architecture.bases import Origin
 from model.config import ConnectorKind, Model, Template
 from model.errors import ConfigError
+from model.folders import LANGUAGE_TYPES, TOWER_TYPES, refuse_code
 from model.recipe import REGISTRY_PREFIX
 
 IMAGE_TOKEN = "<image>"
@@ -163,7 +164,7 @@ def _tokenizer(origin: Origin, bases: Mapping[str, Path]) -> PreTrainedTokenizer
         if not isinstance(named, str):
             raise ConfigError("model.language.config has no key `tokenizer`", "name a folder that holds one, or registry:NAME")
         folder = base_models.registered(named, bases) if named.startswith(REGISTRY_PREFIX) else Path(named)
-        base_models.refuse_code(folder)
+        refuse_code(folder)
     return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
 
 

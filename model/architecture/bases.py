@@ -11,9 +11,8 @@ Remote code is never run, and nothing is fetched unless the recipe names a hub r
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,14 +24,10 @@ from transformers.utils import logging as transformers_logging
 from model import manifest
 from model.architecture import tensors
 from model.config import ModelSource
-from model.errors import ConfigError, DataError, MissingInputError, RefusedError
+from model.errors import ConfigError, DataError, MissingInputError
+from model.folders import check_type, read_json, refuse_code
 from model.recipe import REGISTRY_PREFIX
 
-TOWER_TYPES = ("clip", "clip_vision_model")
-LANGUAGE_TYPES = ("llama", "mistral", "qwen2")
-UNSAFE_SUFFIXES = frozenset(
-    {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".h5", ".msgpack", ".py"}
-)
 HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 COMMIT = re.compile(r"[0-9a-f]{40}")
 # A whole CLIP holds a text tower and two projections beside the vision tower; nothing else may be left over.
@@ -66,7 +61,7 @@ def locate(source: ModelSource, bases: Mapping[str, Path], allowed: tuple[str, .
         RefusedError: The folder holds code, pickles, or was changed.
     """
     if source.config is not None:
-        _check_type(source.config, allowed, "the inline config")
+        check_type(source.config, allowed, "the inline config")
         return Origin(f"config:{manifest.digest_of(source.config)}", None, dict(source.config))
     name = source.source or ""
     if name.startswith(REGISTRY_PREFIX):
@@ -95,22 +90,8 @@ def registered(name: str, bases: Mapping[str, Path]) -> Path:
 def check_folder(folder: Path, allowed: tuple[str, ...], pickles_refused: bool = True) -> None:
     """Refuse a folder that could run code or is not whole; see the module's journey, step 2."""
     refuse_code(folder, pickles_refused)
-    _check_type(_read_json(folder / "config.json"), allowed, str(folder / "config.json"))
+    check_type(read_json(folder / "config.json"), allowed, str(folder / "config.json"))
     _check_weight_files(folder)
-
-
-def refuse_code(folder: Path, pickles_refused: bool = True) -> None:
-    """RefusedError if something in the folder could run code when it is read."""
-    if pickles_refused:
-        unsafe = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix.lower() in UNSAFE_SUFFIXES)
-        if unsafe:
-            raise RefusedError(
-                f"{folder} holds {len(unsafe)} files that can run code when they are read: {unsafe[:3]}",
-                "keep only config, tokenizer and .safetensors files; convert other weights in a sandbox first",
-            )
-    for path in sorted(folder.glob("*.json")):
-        if path.name not in ("tokenizer.json", manifest.FILE_NAME):
-            _refuse_remote_code(_read_json(path), path)
 
 
 def load_tower(origin: Origin, seed: int, dtype: torch.dtype) -> CLIPVisionModel:
@@ -184,42 +165,6 @@ def _hash_files(folder: Path) -> str:
     return manifest.digest_of({p.relative_to(folder).as_posix(): manifest.sha256_file(p) for p in files})
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise MissingInputError(f"no {path.name} in {path.parent}", "give a folder in the layout of transformers") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not JSON: {type(error).__name__}", "fetch the file again") from None
-    if not isinstance(value, dict):
-        raise DataError(f"{path} holds {type(value).__name__}, expected an object", "fetch the file again")
-    return value
-
-
-def _refuse_remote_code(content: dict[str, Any], path: Path) -> None:
-    for holder in _objects(content):
-        if holder.get("auto_map") or holder.get("trust_remote_code") or holder.get("custom_pipelines"):
-            raise RefusedError(
-                f"{path} asks for code of its own (auto_map, custom_pipelines or trust_remote_code)",
-                "biovlm never runs code that comes with weights; take a model that transformers knows itself",
-            )
-
-
-def _objects(value: Any) -> Iterator[dict[str, Any]]:
-    """`value` and everything inside it that is a JSON object."""
-    if isinstance(value, dict):
-        yield value
-    if isinstance(value, dict | list):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from _objects(inner)
-
-
-def _check_type(content: Mapping[str, Any], allowed: tuple[str, ...], where: str) -> None:
-    found = content.get("model_type")
-    if found not in allowed:
-        raise RefusedError(f"{where} has model_type {found!r}, understood are {', '.join(allowed)}", "choose one of these models")
-
-
 def _check_weight_files(folder: Path) -> None:
     """Every weight file opens as safetensors; an index names shards inside the folder that hold what it says."""
     index = folder / "model.safetensors.index.json"
@@ -227,7 +172,7 @@ def _check_weight_files(folder: Path) -> None:
         tensors.names(folder / "model.safetensors")
         return
     shards: dict[str, set[str]] = {}
-    for tensor, shard in _read_json(index).get("weight_map", {}).items():
+    for tensor, shard in read_json(index).get("weight_map", {}).items():
         shards.setdefault(str(shard), set()).add(tensor)
     for shard, listed in sorted(shards.items()):
         tensors.check_names(tensors.names(manifest.safe_join(folder, shard)), listed, f"{folder / shard}")

@@ -27,10 +27,11 @@ from typing import Any
 import torch
 from torch.nn import functional
 from transformers import Cache, PreTrainedModel
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer, rotate_half
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 
+from model.architecture.fused import rotated
 from model.architecture.packed import Layout, branch_mask
 from model.batch import Batch, Document
 
@@ -132,15 +133,15 @@ def _at_places(
 ) -> torch.Tensor:
     attention = block.self_attn
     normed = block.input_layernorm(hidden_states)
-    cos, sin = (part.expand(len(normed), -1, -1).flatten(0, 1)[:, None] for part in position_embeddings)
+    cos, sin = (part.expand(len(normed), -1, -1).flatten(0, 1)[None] for part in position_embeddings)
     normed = normed.flatten(0, 1)
     # In the order of the whole block: workers that share out weights (ZeRO-3) gather them together, whichever way each one goes.
     asking, keys, values = (
         layer(given).view(len(given), -1, attention.head_dim)
         for layer, given in ((attention.q_proj, normed[wanted.places]), (attention.k_proj, normed), (attention.v_proj, normed))
     )
-    asking = _rotated(asking, cos[wanted.places], sin[wanted.places])
-    keys = _rotated(keys, cos, sin)
+    asking = rotated(asking[None], cos[:, wanted.places], sin[:, wanted.places])[0]
+    keys = rotated(keys[None], cos, sin)[0]
     attended = attention.o_proj(_attend(attention, asking, keys, values, wanted))
     states = hidden_states.flatten(0, 1)[wanted.places] + attended
     return (states + block.mlp(block.post_attention_layernorm(states)))[None]
@@ -149,8 +150,8 @@ def _at_places(
 def _write_keys(block: Any, hidden_states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, cache: Cache) -> torch.Tensor:
     attention, normed = block.self_attn, block.input_layernorm(hidden_states)
     heads = (*normed.shape[:2], -1, attention.head_dim)
-    keys, values = (layer(normed).view(heads).transpose(1, 2) for layer in (attention.k_proj, attention.v_proj))
-    cache.update(_rotated(keys, cos[:, None], sin[:, None]), values, attention.layer_idx)
+    keys, values = (layer(normed).view(heads) for layer in (attention.k_proj, attention.v_proj))
+    cache.update(rotated(keys, cos, sin).transpose(1, 2), values.transpose(1, 2), attention.layer_idx)
     return hidden_states
 
 
@@ -168,9 +169,3 @@ def _attend(attention: Any, asking: torch.Tensor, keys: torch.Tensor, values: to
         )
         pieces.append(found[0].transpose(0, 1).flatten(1))
     return torch.cat(pieces)
-
-
-def _rotated(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary positions (Su and others 2021), as transformers applies them."""
-    turned: torch.Tensor = states * cos + rotate_half(states) * sin
-    return turned

@@ -105,7 +105,9 @@ def attend(
     each = functools.partial(functional.scaled_dot_product_attention, dropout_p=dropout, scale=scaling)
     pieces: list[torch.Tensor] = []
     lengths = [document.end - document.start for document in layout.documents]
-    split = zip(*(part.split(lengths, dim=2) for part in (query, key, value)), strict=True)
+    # Cut where tokens are outermost, as projections wrote them and as gradients come back: every piece is one stretch of memory.
+    cuts = ([piece.transpose(1, 2) for piece in part.transpose(1, 2).split(lengths, dim=1)] for part in (query, key, value))
+    split = zip(*cuts, strict=True)
     for document, mask, (asking, seen, told) in zip(layout.documents, layout.masks, split, strict=True):
         if mask is None:
             pieces.append(each(asking, seen, told, is_causal=True))
@@ -113,7 +115,7 @@ def attend(
         trunk, branches = asking.split((document.trunk, mask.shape[0]), dim=2)
         pieces.append(each(trunk, seen[:, :, : document.trunk], told[:, :, : document.trunk], is_causal=True))
         pieces.append(each(branches, seen, told, attn_mask=mask))
-    return torch.cat(pieces, dim=2).transpose(1, 2), None
+    return torch.cat([piece.transpose(1, 2) for piece in pieces], dim=1), None
 
 
 def lay_positions(documents: Sequence[Document], alone: Sequence[torch.Tensor]) -> torch.Tensor:

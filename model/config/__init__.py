@@ -8,6 +8,7 @@ Closed choices are string enums; each member says what it does.
 """
 
 from model.config.choices import (
+    Against,
     ConnectorKind,
     Fraction,
     Kind,
@@ -16,6 +17,7 @@ from model.config.choices import (
     Packing,
     Part,
     Precision,
+    Purpose,
     Schedule,
     Strategy,
     Strict,
@@ -51,6 +53,7 @@ from model.config.whole import (
 )
 
 __all__ = [
+    "Against",
     "Benchmark",
     "Connector",
     "ConnectorKind",
@@ -73,6 +76,7 @@ __all__ = [
     "Part",
     "Precision",
     "PromoteSlice",
+    "Purpose",
     "Promotion",
     "Recipe",
     "RegisterSlice",

@@ -65,6 +65,26 @@ class Part(StrEnum):
     """A new LoRA adapter on the linear layers of the language model."""
 
 
+class Against(StrEnum):
+    """What a candidate must show against the present champion, on the same items, by the interval of the paired differences."""
+
+    NON_INFERIOR = "non_inferior"
+    """The lower end of the interval is not further below 0 than the margin."""
+    SUPERIOR = "superior"
+    """The lower end of the interval is above 0."""
+
+
+class Purpose(StrEnum):
+    """What a version shall be used for; the licences of all that it was made from must allow it."""
+
+    RESEARCH = "research"
+    """Research inside the institution that trains."""
+    SHARING = "sharing"
+    """Research, and the weights are passed on to others."""
+    COMMERCIAL = "commercial"
+    """Any use, also commercial."""
+
+
 class Precision(StrEnum):
     """Number format of the forward and backward pass; optimizer states and LoRA weights stay float32."""
 

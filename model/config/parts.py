@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from model.config.choices import ConnectorKind, Fraction, Name, Strict, Template
+from model.config.choices import Against, ConnectorKind, Fraction, Name, Purpose, Strict, Template
 
 
 class ModelSource(Strict):
@@ -96,8 +96,24 @@ class Promotion(Strict):
     """Least closed accuracy above the blind control; the lower end of its interval must be above it."""
     min_items: Annotated[int, Field(ge=1)] = 50
     """With fewer items the decision is not_enough_data."""
+    against_champion: Against = Against.NON_INFERIOR
+    """What must be shown against the present champion on the same items."""
     max_loss_to_champion: Fraction = 0.01
-    """How much lower than the champion's the closed accuracy may be on the same items."""
+    """Margin of non-inferiority: how much lower than the champion's a metric may be, with the whole interval of the differences."""
+    max_slice_loss: Fraction = 0.05
+    """How much lower than the champion's the closed accuracy may be in any modality."""
+    min_slice_items: Annotated[int, Field(ge=1)] = 20
+    """A modality with fewer items says too little to be judged, which the decision notes."""
+    max_seen_in_training: Fraction = 0.0
+    """Largest share of the questions whose image also stands in training."""
+    purpose: Purpose = Purpose.RESEARCH
+    """What the version shall be used for."""
+    frozen_items: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """Digest of the first benchmark's items (`items_digest` of its report); a report of any other items is refused. Empty takes any."""
+    approvals: Annotated[int, Field(ge=0, le=9)] = 0
+    """Persons, other than who promotes, that must approve a version that passed the gate; with 0 it is promoted at once."""
+    approval_hours: Annotated[int, Field(ge=1, le=8760)] = 168
+    """How long an approval holds."""
 
 
 class Resources(Strict):

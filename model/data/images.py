@@ -12,8 +12,10 @@ The journey of an image:
 from __future__ import annotations
 
 import hashlib
+import io
 import struct
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import BmpImagePlugin, Image, ImageFile, ImageOps, JpegImagePlugin, PngImagePlugin
@@ -40,11 +42,11 @@ class ImageFormatError(DataError):
     """Not one of the formats of the allow-list, or a name that says another format."""
 
 
-def decode(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The image at `path` as 8-bit RGB, upright.
+def decode(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """An image as 8-bit RGB, upright.
 
     Args:
-        path: A PNG, JPEG or BMP file.
+        source: A PNG, JPEG or BMP file, or its content.
         max_pixels: Largest width x height in pixels.
 
     Raises:
@@ -53,21 +55,29 @@ def decode(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
         ImageFormatError: Another format, or an ending that names another format than the content has.
         DataError: Empty, truncated or damaged.
     """
+    name, ending = (str(source), source.suffix.lower()) if isinstance(source, Path) else ("the image", "")
     try:
-        _check_header(path, max_pixels)
-        with Image.open(path, formats=FORMATS) as image:
+        with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as stream:
+            size = _check_header(stream, name, ending, max_pixels)
+            return _decoded(stream, name, size)
+    except FileNotFoundError:
+        raise MissingInputError(f"no image at {name}", "restore the file, or import the data set again") from None
+    except (IsADirectoryError, PermissionError) as error:
+        raise MissingInputError(f"cannot read the image {name}: {error.strerror}", "check its path and permissions") from None
+
+
+def _decoded(stream: BinaryIO, name: str, size: int) -> Image.Image:
+    """Every pixel of a stream whose header was checked; `size` is its length in bytes."""
+    try:
+        with Image.open(stream, formats=FORMATS) as image:
             image.load()
             return to_rgb(ImageOps.exif_transpose(image))
-    except FileNotFoundError:
-        raise MissingInputError(f"no image at {path}", "restore the file, or import the data set again") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         # Only where the recipe's limit is above Pillow's own.
-        raise ImageTooLargeError(f"{path}: {error}", "scale the image down") from None
+        raise ImageTooLargeError(f"{name}: {error}", "scale the image down") from None
     except (OSError, ValueError, SyntaxError, struct.error, EOFError, IndexError) as error:
         # SyntaxError and struct.error are Pillow's own ways to say that a chunk is broken.
-        if isinstance(error, IsADirectoryError | PermissionError):
-            raise MissingInputError(f"cannot read the image {path}: {error.strerror}", "check its path and permissions") from None
-        raise DataError(f"{path} ({path.stat().st_size:,} bytes) is truncated or damaged: {error}", "restore the file") from None
+        raise DataError(f"{name} ({size:,} bytes) is truncated or damaged: {error}", "restore the file") from None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -91,31 +101,34 @@ def pixel_digest(image: Image.Image) -> str:
     return digest.hexdigest()
 
 
-def _check_header(path: Path, max_pixels: int) -> None:
-    """Refuse by signature, ending and the size that the header declares; nothing is decoded.
+def _check_header(stream: BinaryIO, name: str, ending: str, max_pixels: int) -> int:
+    """Refuse by signature, ending and the size that the header declares; nothing is decoded. The length in bytes.
 
     The plugin's class is used instead of `Image.open`, which refuses very large headers before it tells their size.
     """
-    with path.open("rb") as stream:
-        start = stream.read(8)
-        name = next((name for name, signature in SIGNATURES.items() if start.startswith(signature)), "")
-        if not name:
-            raise ImageFormatError(
-                f"{path} ({path.stat().st_size:,} bytes) is not a PNG, JPEG or BMP image",
-                "convert it to PNG, or remove its record",
-            )
-        ending = path.suffix.lower()
-        if ending and ending not in ENDINGS[name]:
-            raise ImageFormatError(
-                f"{path} holds a {name} image but its name ends in {ending}", f"rename it to end in {ENDINGS[name][0]}"
-            )
-        stream.seek(0)
-        width, height = PLUGINS[name](stream).size
+    start = stream.read(8)
+    size = stream.seek(0, io.SEEK_END)
+    stream.seek(0)
+    kind = next((kind for kind, signature in SIGNATURES.items() if start.startswith(signature)), "")
+    if not kind:
+        raise ImageFormatError(
+            f"{name} ({size:,} bytes) is not a PNG, JPEG or BMP image", "convert it to PNG, or remove its record"
+        )
+    if ending and ending not in ENDINGS[kind]:
+        raise ImageFormatError(
+            f"{name} holds a {kind} image but its name ends in {ending}", f"rename it to end in {ENDINGS[kind][0]}"
+        )
+    try:
+        width, height = PLUGINS[kind](stream).size
+    except (OSError, ValueError, SyntaxError, struct.error, EOFError, IndexError) as error:
+        raise DataError(f"{name} ({size:,} bytes) is truncated or damaged: {error}", "restore the file") from None
+    stream.seek(0)
     if width * height > max_pixels:
         raise ImageTooLargeError(
-            f"{path} has {width:,} x {height:,} pixels, the limit is {max_pixels:,} pixels",
+            f"{name} has {width:,} x {height:,} pixels, the limit is {max_pixels:,} pixels",
             "scale the image down, or raise data.max_image_pixels in the recipe",
         )
+    return size
 
 
 def _scale_to_8_bit(values: np.ndarray) -> np.ndarray:

@@ -83,7 +83,7 @@ def curve(name: str, points: Sequence[tuple[int, float]]) -> CurveDrawing | None
         path=path(losses),
         smooth=path(smooth),
         x_ticks=tuple(Tick(x(step), f"{step:,}") for step in (first, last)),
-        y_ticks=tuple(Tick(y(value), f"{value:.3g}") for value in y_ticks),
+        y_ticks=tuple(Tick(y(value), text) for value, text in zip(y_ticks, _different(y_ticks), strict=True)),
         last=Tick(y(smooth[-1]), f"{smooth[-1]:.3f}"),
         steps=steps,
     )
@@ -109,6 +109,15 @@ def _percent(share: float) -> float:
 def _running_mean(values: Sequence[float], width: int) -> list[float]:
     """Mean of the last `width` values at each place."""
     return [sum(values[max(0, place - width + 1) : place + 1]) / min(width, place + 1) for place in range(len(values))]
+
+
+def _different(ticks: Sequence[float]) -> list[str]:
+    """The ticks in as many digits as it takes to tell them apart, three at least."""
+    for digits in range(3, 17):
+        texts = [f"{tick:.{digits}g}" for tick in ticks]
+        if len(set(texts)) == len(ticks):
+            return texts
+    return [str(tick) for tick in ticks]
 
 
 def _round_ticks(low: float, high: float) -> list[float]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 
 import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-from components.platform import events, reference
+from components.platform import events, exports, reference
 from components.platform.settings import Settings
 from components.platform.step import run_step
 from components.platform.tracking import Tracking
 from model import manifest
+from tests.components.promotions import Registry, make_export
 
 
 @pytest.fixture
@@ -75,6 +77,13 @@ def store(settings, empty_store):
     settings.home.mkdir(parents=True, exist_ok=True)
     shutil.copy(empty_store, settings.home / "mlflow.db")
     return settings
+
+
+@pytest.fixture
+def registry(store, tmp_path, monkeypatch):
+    """A registry with the two steps that write into it."""
+    monkeypatch.setattr(exports, "ensure", partial(make_export, settings=store))
+    return Registry(store, tmp_path)
 
 
 @pytest.fixture(scope="session")

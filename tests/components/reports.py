@@ -8,15 +8,15 @@ from model import manifest
 from model.evaluation.results import BenchmarkResult, Figure, Item, MetricResult, Report, write
 
 
-def write_report(folder: Path, right: int, items: int = 20, checkpoint: str = "c" * 64) -> Path:
-    """A report artifact in which `right` of `items` closed questions were answered well, and half of them blindly."""
+def write_report(folder: Path, right: int, items: int = 20, checkpoint: str = "c" * 64, asked: str = "") -> Path:
+    """A report artifact in which `right` of `items` closed questions were answered well, and none of them blindly."""
 
     def figure(value):
         return Figure(value=value, low=max(-1.0, value - 0.1), high=min(1.0, value + 0.1), items=items, groups=items)
 
     share = right / items
     metric = MetricResult(
-        name="closed_accuracy", model=figure(share), blind=figure(0.4), majority=figure(0.5), constant=figure(0.5)
+        name="closed_accuracy", model=figure(share), blind=figure(0.0), majority=figure(0.5), constant=figure(0.5)
     )
     result = BenchmarkResult(
         benchmark="vqa",
@@ -35,7 +35,7 @@ def write_report(folder: Path, right: int, items: int = 20, checkpoint: str = "c
         seen_items=0,
         seen_images=0,
         metrics=(metric,),
-        image_gain=figure(share - 0.4),
+        image_gain=figure(share),
         slices=(),
     )
     report = Report(checkpoint=checkpoint, seed=0, bootstrap_samples=100, confidence=0.95, max_new_tokens=4, benchmarks=(result,))
@@ -55,7 +55,8 @@ def write_report(folder: Path, right: int, items: int = 20, checkpoint: str = "c
         )
         for index in range(items)
     ]
-    numbers = {"closed_accuracy": share, "image_gain": share - 0.4, "items": items}
-    with manifest.commit(folder, "report", {"checkpoint": checkpoint}, {"benchmarks": {result.key: numbers}}) as aside:
+    numbers = {"closed_accuracy": share, "image_gain": share, "items": items}
+    parents = {"checkpoint": checkpoint} | ({"data:asked": asked} if asked else {})
+    with manifest.commit(folder, "report", parents, {"benchmarks": {result.key: numbers}}) as aside:
         write(aside, report, answered)
     return folder

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from model.architecture import adapters, fused
 from model.architecture.assembly import Assistant, build
 from model.config import Lora
+from tests.model.architecture.test_last_block import FAMILIES, language
 from tests.model.tiny_bases import model_settings
 
 CLOSE = 1e-5
@@ -51,6 +53,36 @@ def test_states_and_gradients_are_those_of_peft(bases: dict[str, Path], frozen_i
     assert fast_gradients.keys() == gradients.keys()
     for name, gradient in gradients.items():
         assert (fast_gradients[name] - gradient).abs().max() <= CLOSE * gradient.abs().max(), name
+
+
+def test_rotary_positions_are_those_of_transformers_to_the_bit() -> None:
+    draw = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(2, 5, 3, 8, generator=draw, requires_grad=True) for _ in range(2))
+    angles = torch.randn(1, 5, 4, generator=draw).repeat(1, 1, 2)
+    cos, sin = angles.cos(), angles.sin()
+    states = x.transpose(1, 2)
+    expected, _ = apply_rotary_pos_emb(states, states, cos, sin)
+    found = fused.rotated(x, cos, sin).transpose(1, 2)
+    assert torch.equal(found, expected)
+    (one,), (two,) = (torch.autograd.grad((y * weight.transpose(1, 2)).sum(), [x]) for y in (found, expected))
+    torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-6)  # autograd adds the two halves in another order
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_whole_models_with_the_attention_of_ours_say_the_same(family: str) -> None:
+    model = language(family).train()
+    inputs = torch.randn(2, 9, model.config.hidden_size, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    mask = torch.ones(2, 9, dtype=torch.int64)
+    mask[0, 6:] = 0
+
+    def both() -> tuple[torch.Tensor, torch.Tensor]:
+        states = model(inputs_embeds=inputs, attention_mask=mask, use_cache=False).last_hidden_state
+        return states, torch.autograd.grad(states.pow(3).sum(), [inputs])[0]
+
+    plain = both()
+    fused.install(model)
+    for fast, usual in zip(both(), plain, strict=True):
+        assert (fast - usual).abs().max() <= CLOSE * usual.abs().max()
 
 
 @pytest.mark.parametrize("case", ["dropout", "bfloat16"])

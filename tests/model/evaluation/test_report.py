@@ -10,7 +10,7 @@ import pytest
 from model.config import Promotion
 from model.data.dataset import DataSet
 from model.data.records import AnswerType, Record
-from model.evaluation.decision import decide
+from model.evaluation.decision import Evidence, Grounds, decide
 from model.evaluation.metrics import METRICS, score_item
 from model.evaluation.report import Curve, ReportInputs, Sample, Step, choose_samples, duration, render, write_report
 from model.evaluation.report_drawing import HEIGHT, curve
@@ -23,14 +23,14 @@ RIGHT = [number % 5 != 0 for number in range(60)]
 
 @pytest.fixture(scope="module")
 def inputs() -> ReportInputs:
-    whole, _ = report(RIGHT, open_right=RIGHT)
+    whole, items = report(RIGHT, open_right=RIGHT)
     return ReportInputs(
         name=f"biovlm{EVIL}",
         version="3",
         report=whole,
         description=EVIL,
         recipe="tiny",
-        decision=decide(Promotion(min_closed_accuracy=0.9), whole),
+        decision=decide(Promotion(min_closed_accuracy=0.9), Evidence(whole, items), None, Grounds(("CC0-1.0",))),
         curves=(Curve("align", tuple((step, 5 / step) for step in range(1, 900))),),
         data=((EVIL, EVIL),),
         lineage=(("Code", EVIL),),
@@ -94,6 +94,12 @@ def test_a_curve_keeps_its_last_point_and_leaves_out_what_is_not_finite() -> Non
     assert all(0 <= tick.at <= HEIGHT for tick in drawn.y_ticks)
     assert curve("flat", [(1, 2.0), (2, 2.0)]) is not None
     assert curve("short", [(1, 2.0)]) is None
+
+
+def test_a_curve_that_hardly_moves_has_ticks_that_differ() -> None:
+    drawn = curve("align", [(step, 5.590 + 0.002 * step) for step in range(4)])
+    assert drawn is not None
+    assert len({tick.label for tick in drawn.y_ticks}) == len(drawn.y_ticks) >= 3
 
 
 def test_times_read_like_times() -> None:

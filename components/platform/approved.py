@@ -1,0 +1,64 @@
+"""The approved list: gates that may be used although the champion passed another one.
+
+1. The list is `approved_gates.yaml` beside this file, so that a change of it is a change of the code under review; BIOVLM_APPROVED_GATES
+   names another file, for instance one that only an administrator may write.
+2. `digests(settings, today)` gives the gates on it whose approval has not ended. A list that cannot be read approves nothing: it is an
+   error (exit 78).
+"""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import Annotated
+
+import yaml
+from pydantic import Field, ValidationError
+
+from components.platform.settings import Settings
+from model.config import Strict
+from model.errors import ConfigError
+
+FILE = Path(__file__).with_name("approved_gates.yaml")
+
+
+class Approval(Strict):
+    """One line of the list."""
+
+    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """Of the gate: SHA-256 of all its settings."""
+    by: Annotated[str, Field(min_length=1)]
+    on: datetime.date
+    until: datetime.date | None = None
+    """Last day; empty for no end."""
+    reason: Annotated[str, Field(min_length=1)]
+
+
+class Approvals(Strict):
+    """The whole list."""
+
+    gates: tuple[Approval, ...] = ()
+
+
+def digests(settings: Settings, today: datetime.date | None = None) -> frozenset[str]:
+    """Digests of the approved gates.
+
+    Args:
+        settings: Where the list is.
+        today: The day to judge approvals by; UTC's without one.
+
+    Raises:
+        ConfigError: The list is missing or not in order.
+    """
+    path, day = settings.approved_gates or FILE, today or datetime.datetime.now(datetime.UTC).date()
+    try:
+        found = Approvals.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(
+            f"cannot read the approved gates in {path}: {type(error).__name__}", "see approved_gates.yaml"
+        ) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"])) or "file"
+        raise ConfigError(f"{path}: {field}: {first['msg']}", "see the comment in approved_gates.yaml") from None
+    return frozenset(one.digest for one in found.gates if one.on <= day and (one.until is None or day <= one.until))

@@ -1,0 +1,96 @@
+"""What is proved of a version before it becomes champion again, or for the first time.
+
+1. Its receipt and checkpoint are those of which the ledger tells; the tags of the registry only say where to look.
+2. The signatures of its receipt, its report and its export hold, every byte (of the export by its manifest where its bytes are on other machines).
+3. Every data set and base model that it was made from has a licence, and they are those with which it passed the gate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from components.platform import signing
+from components.platform.champion import CHECKPOINT_DIGEST, RECEIPT_KEY
+from components.platform.ledger.chain import passing
+from components.platform.ledger.registry import Book
+from components.platform.store import Store, open_store
+from model.errors import MissingInputError, RefusedError
+from model.manifest import digest_of
+
+NAMELESS = frozenset({"", "unknown"})
+
+
+def of_version(book: Book, version: str) -> dict[str, str]:
+    """Prove a version that passed the gate; name -> digest of what was proved.
+
+    Raises:
+        RefusedError: A signature, a digest or a licence does not hold. MissingInputError: An artifact or the version is gone.
+    """
+    tags, told = book.tracking.numbered_tags(book.name, version) or {}, passing(book.entries(), version)
+    store, known = open_store(book.settings), told.evidence if told else {}
+    for tag in (RECEIPT_KEY, CHECKPOINT_DIGEST, "biovlm.export"):
+        if tag not in tags:
+            raise MissingInputError(
+                f"version {version} of {book.name} has no tag {tag}: biovlm did not register it", "name another"
+            )
+    uri = f"steps/register/{tags[RECEIPT_KEY]}"
+    found = {"receipt": store.manifest_of(uri).digest, "checkpoint": tags[CHECKPOINT_DIGEST]}
+    found |= signatures(book, store, tags[RECEIPT_KEY], tags["biovlm.export"], found["checkpoint"])
+    found["licences"] = digest_of(licences(store, tags[RECEIPT_KEY]))
+    for name, digest in found.items():
+        if known.get(name, digest) != digest:
+            raise RefusedError(
+                f"the {name} of version {version} is {digest[:12]}, and was {known[name][:12]} when it passed the gate",
+                "it was replaced since; bring it back, or name another version",
+            )
+    return found
+
+
+def signatures(book: Book, store: Store, receipt: str, export: str, checkpoint: str) -> dict[str, str]:
+    """Verify the signatures of receipt, report and export; name -> digest of what they cover.
+
+    Args:
+        book: Of the model.
+        store: Where they are.
+        receipt: Key of the version's receipt.
+        export: Place of the export.
+        checkpoint: Digest of the checkpoint that it must be made from.
+
+    Raises:
+        RefusedError: One does not hold. MissingInputError: One is gone.
+    """
+    record = store.record("register", receipt)
+    if record is None:
+        raise MissingInputError(
+            f"there is no record of the receipt {receipt[:12]}", "the store was emptied; run the recipe again"
+        )
+    report = record.inputs["report"]
+    found, settings = store.manifest_of(export), book.settings
+    if found.parents.get("checkpoint") != checkpoint:
+        raise RefusedError(f"{export} is the export of another checkpoint", "remove it, and run the recipe again")
+    signing.verify(store, settings, f"steps/register/{receipt}")
+    signing.verify(store, settings, report.uri, report.digest)
+    if settings.launcher == "process":
+        signing.verify(store, settings, export, found.digest)
+    else:
+        signing.check(store, settings, export, found.digest)
+    return {"report": report.digest, "export": found.digest}
+
+
+def licences(store: Store, receipt: str) -> list[str]:
+    """Licences of every data set and base model of the version with this receipt, sorted.
+
+    Raises:
+        RefusedError: One has none: what nobody wrote down allows nothing. MissingInputError: The record or the data is gone.
+    """
+    record = store.record("register", receipt)
+    if record is None:
+        raise MissingInputError(
+            f"there is no record of the receipt {receipt[:12]}", "the store was emptied; run the recipe again"
+        )
+    facts = store.manifest_of(record.inputs["data"].uri).facts
+    sources: dict[str, Mapping[str, str]] = {**facts.get("sets", {}), **facts.get("bases", {})}
+    nameless = sorted(name for name, one in sources.items() if one.get("licence", "") in NAMELESS)
+    if nameless:
+        raise RefusedError(f"no licence is known of {', '.join(nameless)}", "write it into the recipe or the data registry")
+    return sorted({one["licence"] for one in sources.values()})

@@ -1,0 +1,311 @@
+"""The lineage of a version on a real registry: written by every step, found in MLflow, shown, exported, proved."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from functools import partial
+
+import pytest
+import yaml
+
+from components.platform import champion, exports, versions
+from components.platform.lineage import auditing, card, licences, openlineage, page, steps, text, tracked
+from components.platform.lineage.graph import Kind
+from components.platform.lineage.licences import Terms
+from components.platform.mirror import Mirror
+from components.platform.settings import Settings
+from components.platform.tracking import DIGEST_CHARS, Tracking
+from model.errors import BiovlmError, MissingInputError
+from tests.components.chain import Chain
+
+PLACES = 16
+"""How many random bytes are changed; benchmarks/tamper.py changes 200."""
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory, empty_store):
+    """A promoted version in a home of this module; opening MLflow takes seconds, so the tests share it and leave it as it was."""
+    home = tmp_path_factory.mktemp("lineage")
+    shutil.copy(empty_store, home / "mlflow.db")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"BIOVLM_HOME": str(home), "BIOVLM_RUN_ID": "run-1", "BIOVLM_MIRRORED": "1", "MLFLOW_TRACKING_URI": f"sqlite:///{home}/mlflow.db"}.items():
+            patch.setenv(name, value)
+        for name in ("BIOVLM_EVENTS", "MLFLOW_EXPERIMENT_NAME", "BIOVLM_TRIGGER"):
+            patch.delenv(name, raising=False)
+        made = Chain(Settings.from_environment(), home / "refs")
+        patch.setattr(exports, "ensure", made.export)  # the real one needs a model; tests/pipelines has one
+        made.make()
+        Mirror(made.settings).pump()
+        yield made
+
+
+@pytest.fixture(scope="module")
+def version(chain):
+    return versions.find(chain.settings, "models:/mini@champion")
+
+
+@pytest.fixture(scope="module")
+def document(chain, version):
+    return auditing.read(chain.settings, version)
+
+
+def verified(chain, version):
+    return auditing.verify(chain.settings, version)
+
+
+def test_every_step_leaves_its_lineage_beside_its_result_and_in_mlflow(chain):
+    tracking = Tracking(chain.settings)
+    for name, kind in (("data", "data"), ("align", "train"), ("task", "train"), ("evaluate", "evaluate")):
+        key = chain.read(name).folder.name
+        document = steps.read(chain.store, kind, key)
+        run = tracking.find({"biovlm.step": name})
+        assert tracking.client.get_run(run).data.tags[tracked.LINEAGE_TAG] == document.digest
+        assert tracking.kept(run, tracked.LINEAGE_FILE).encode() == document.to_bytes()
+
+
+def test_the_graph_answers_what_an_auditor_asks(document):
+    kinds = {kind: len(document.of(kind)) for kind in Kind}
+    assert (kinds[Kind.CHECKPOINT], kinds[Kind.SET], kinds[Kind.BASE], kinds[Kind.STEP]) == (2, 2, 2, 6)
+    for kind in (Kind.RUN, Kind.COMMIT, Kind.CODE, Kind.LOCK, Kind.MACHINE, Kind.SLICE, Kind.RECIPE, Kind.EXPORT, Kind.DECISION):
+        assert kinds[kind], kind
+    edges = {(edge.source.partition(":")[0], edge.role, edge.target.partition(":")[0]) for edge in document.edges}
+    for edge in (
+        ("version", "weights of", "checkpoint"),
+        ("checkpoint", "continues", "checkpoint"),
+        ("checkpoint", "learned from", "set"),
+        ("base", "under", "licence"),
+        ("report", "asked", "set"),
+        ("version", "decided by", "decision"),
+        ("version", "signed by", "signature"),
+        ("version", "moved by", "move"),
+    ):
+        assert edge in edges
+    task = next(node for node in document.of(Kind.CHECKPOINT) if node.name == "task")
+    assert (task.facts["seed"], task.facts["world_sizes"]) == (7, [[0, 1]])
+    (decision,) = document.of(Kind.DECISION)
+    assert decision.facts["verdict"] == "promote"
+
+
+def test_mlflow_finds_the_model_by_a_data_set_it_learned_from_and_by_one_it_was_only_asked(chain):
+    client = Tracking(chain.settings).client
+    (experiment,) = (e.experiment_id for e in client.search_experiments() if e.name == "biovlm")
+    for name in ("mini", "asked"):
+        wanted = [{"dataset_name": name, "dataset_digest": chain.facts[name]["digest"][:DIGEST_CHARS]}]
+        found = client.search_logged_models([experiment], datasets=wanted)
+        assert [model.name for model in found] == ["mini"], name
+        metrics = {metric.key for metric in found[0].metrics if metric.dataset_name == name}
+        assert (tracked.LEARNED in metrics, tracked.ASKED in metrics) == (name == "mini", name == "asked")
+    none = [{"dataset_name": "mini", "dataset_digest": "0" * DIGEST_CHARS}]
+    assert not client.search_logged_models([experiment], datasets=none)
+
+
+def test_the_strictest_licence_of_what_was_learned_from_decides(document, version):
+    taint = licences.strictest(document)
+    assert (taint.terms, taint.strictest) == (Terms.ACCEPTABLE_USE, "llama3")
+    assert taint.licences == ("CC0-1.0", "MIT", "llama3")
+    assert taint.only_asked == ("CC-BY-NC-4.0",)  # what was only asked does not taint the weights
+    assert (version.tags["biovlm.strictest_licence"], version.tags["biovlm.terms"]) == ("llama3", "acceptable_use")
+
+
+@pytest.mark.parametrize(
+    ("licence", "terms"),
+    [
+        ("CC0-1.0", Terms.FREE),
+        ("MIT", Terms.ATTRIBUTION),
+        ("CC-BY-4.0", Terms.ATTRIBUTION),
+        ("CC-BY-SA-4.0", Terms.SHARE_ALIKE),
+        ("Llama 3.1 Community", Terms.ACCEPTABLE_USE),
+        ("CC-BY-NC-SA-4.0", Terms.NON_COMMERCIAL),
+        ("cc-by-nc-nd-4.0", Terms.RESEARCH_ONLY),
+        ("PhysioNet Credentialed Health Data License 1.5.0", Terms.RESEARCH_ONLY),
+        ("unknown", Terms.UNKNOWN),
+        ("", Terms.UNKNOWN),
+        ("MIT-like", Terms.UNKNOWN),
+    ],
+)
+def test_a_licence_is_read_by_its_name_and_an_unknown_one_allows_nothing(licence, terms):
+    assert licences.terms(licence) is terms
+
+
+def test_the_tree_fits_eighty_columns_and_shows_each_thing_once(document):
+    lines = text.render(document).splitlines()
+    assert max(map(len, lines)) <= 80
+    whole = "\n".join(lines)
+    for words in ("version mini/1", "checkpoint task", "continues: checkpoint align", "licence llama3", "verdict promote"):
+        assert words in whole
+    assert whole.count("data/mini at revision") <= 1
+    assert whole.count("holds: set mini") == 1
+
+
+def test_the_page_draws_every_edge_stands_alone_and_escapes_what_it_shows(document):
+    shown = page.render(document)
+    nodes, edges = page.drawing.drawn(document)
+    for picture in (page.drawing.wide(document), page.drawing.narrow(document)):
+        assert {box.node.id for box in picture.boxes} == set(nodes)
+        assert len(picture.lines) == len(edges) > 10
+        assert all(box.x >= 0 and box.x + box.width <= picture.width for box in picture.boxes)
+        assert all(box.y + page.drawing.HIGH <= picture.height for box in picture.boxes)
+        corners = {(box.x, box.y) for box in picture.boxes}
+        assert len(corners) == len(nodes)  # none upon another
+    assert shown.count("<path class=") == 2 * len(edges) + 3  # and three in the legend
+    assert "src=" not in shown
+    assert "http" not in shown.replace("http-equiv", "")
+    evil = document.model_copy(
+        update={"nodes": tuple(n.model_copy(update={"facts": {"use": "<script>x</script>"}}) for n in document.nodes)}
+    )
+    assert "<script>" not in page.render(evil)
+
+
+def test_openlineage_reads_a_start_and_an_end_of_every_step(document):
+    client = pytest.importorskip("openlineage.client.event_v2", reason="openlineage-python is not installed")
+    events = [json.loads(line) for line in openlineage.lines(document).splitlines()]
+    assert len(events) == 2 * len(document.of(Kind.STEP))
+    for event in events:
+        client.RunEvent(  # refuses times, ids and types that the specification does not allow
+            eventType=client.RunState[event["eventType"]],
+            eventTime=event["eventTime"],
+            producer=event["producer"],
+            run=client.Run(runId=event["run"]["runId"]),
+            job=client.Job(event["job"]["namespace"], event["job"]["name"]),
+            inputs=[client.InputDataset(one["namespace"], one["name"]) for one in event["inputs"]],
+            outputs=[client.OutputDataset(one["namespace"], one["name"]) for one in event["outputs"]],
+        )
+
+
+def test_openlineage_events_hold_what_the_specification_requires(document):
+    events = list(openlineage.events(document))
+    facets = [f for event in events for f in (*event["run"]["facets"].values(), *event["job"]["facets"].values())]
+    facets += [f for event in events for one in (*event["inputs"], *event["outputs"]) for f in one["facets"].values()]
+    assert all({"_producer", "_schemaURL"} <= facet.keys() for facet in facets)
+    ended = {event["job"]["name"]: event for event in events if event["eventType"] == "COMPLETE"}
+    assert {one["name"] for one in ended["task"]["inputs"]} >= {"checkpoint/align", "set/mini", "base/tower", "base/language"}
+    (made,) = ended["task"]["outputs"]
+    assert made["name"] == "checkpoint/task"
+    assert list(openlineage.events(document)) == events  # sent again, they are the same
+
+
+def test_the_model_card_says_what_the_hub_reads_and_where_the_model_is_weak(chain, document):
+    shown = card.render(document, auditing.report_of(chain.settings, document))
+    head = yaml.safe_load(shown.split("---\n")[1])
+    assert (head["license"], head["license_name"]) == ("other", "llama3")
+    assert (head["datasets"], head["base_model"]) == (["mini"], ["language", "tower"])
+    (result,) = head["model-index"][0]["results"]
+    assert {metric["type"]: metric["value"] for metric in result["metrics"]}["closed_accuracy"] == 0.9
+    for words in ("Research use only", "Intended use", "0.900 | 0.800 | 1.000", "CC-BY-NC-4.0", "is not known"):
+        assert words in shown
+    hub = pytest.importorskip("huggingface_hub")
+    loaded = hub.ModelCard(shown)
+    assert loaded.data.model_name == "mini/1"
+    assert {one.metric_type for one in loaded.data.eval_results} >= {"closed_accuracy", "image_gain"}
+
+
+def test_an_untouched_version_is_whole(chain, version):
+    found = verified(chain, version)
+    assert found.broken == []
+    assert {"completeness", "the version's lineage as the union of its steps'"} <= set(found.whole)
+
+
+def chain_files(chain):
+    """Every file that the version depends on, and MLflow's copy of its lineage."""
+    store = chain.store.root
+    kept = [path for part in ("data", "steps", "exports", "signatures") for path in sorted((store / part).rglob("*"))]
+    kept += sorted(chain.settings.mlflow_artifacts.glob("*/artifacts/lineage/*/lineage.json"))
+    kept += sorted((chain.settings.mlflow_artifacts / "models").rglob("*"))
+    kept += sorted(chain.settings.home.glob("ledger/**/[0-9]*"))
+    return [path for path in kept if path.is_file()]
+
+
+def place_of(chain, path):
+    """What an auditor must read: the artifact, the step, or the run in which the byte is."""
+    home, store = chain.settings.home, chain.store.root
+    if path.is_relative_to(store):
+        parts = path.relative_to(store).parts
+        return parts[2][:64] if parts[0] == "steps" else parts[1]
+    if path.is_relative_to(home / "mlflow-artifacts"):
+        return path.name if "models" in path.parts else path.parents[3].name
+    return f"entry {int(path.stem)}"
+
+
+def test_a_changed_byte_is_found_wherever_it_is_and_its_place_is_named(chain, version):
+    draw, files = random.Random(5), chain_files(chain)
+    assert len({path.parts[-2] for path in files}) > 8
+    files = [*draw.sample(files, PLACES), files[-1]]  # the last is the ledger's
+    assert "ledger" in files[-1].parts
+    for path in files:
+        before = path.read_bytes()
+        at = draw.randrange(len(before))
+        path.write_bytes(before[:at] + bytes([before[at] ^ draw.randrange(1, 256)]) + before[at + 1 :])
+        try:
+            found = verified(chain, version).broken
+            said = " ".join(f"{place} {problem}" for place, problem in found)
+        finally:
+            path.write_bytes(before)
+        assert found, f"{path} at byte {at}"
+        assert place_of(chain, path) in said, (path, said)
+    assert verified(chain, version).broken == []
+
+
+def test_an_edited_tag_and_a_lost_artifact_are_found_and_named(chain, version):
+    client = Tracking(chain.settings).client
+    client.set_model_version_tag("mini", "1", "biovlm.report", "0" * 64)
+    assert any("tag biovlm.report" in place for place, _ in verified(chain, refreshed(chain)).broken)
+    client.set_model_version_tag("mini", "1", "biovlm.report", version.tags["biovlm.report"])
+    lost = chain.store.root / "steps" / "train" / chain.read("align").folder.name
+    lost.rename(lost.with_name("lost"))
+    try:
+        places = [place for place, _ in verified(chain, version).broken]
+    finally:
+        lost.with_name("lost").rename(lost)
+    assert any(lost.name in place for place in places)
+    assert verified(chain, refreshed(chain)).broken == []
+
+
+def test_a_deleted_run_is_found_and_named(chain, version):
+    tracking = Tracking(chain.settings)
+    run = tracking.run_of("mini", "1")
+    tracking.client.delete_run(run)
+    try:
+        found = verified(chain, version).broken
+    finally:
+        tracking.client.restore_run(run)
+    assert any(run in place and "deleted" in problem for place, problem in found)
+
+
+def test_a_result_without_a_record_of_its_machine_is_incomplete(chain, version):
+    key = chain.read("align").folder.name
+    name = f"steps/train/{key}.json"
+    before, beside = chain.store.small(name), chain.store.small(steps.name_of("train", key))
+    chain.store.write_record(chain.store.record("train", key).model_copy(update={"origin": None}))
+    steps.write(chain.store, "train", key)
+    try:
+        said = verified(chain, version).broken
+    finally:
+        chain.store.keep(name, before)
+        chain.store.keep(steps.name_of("train", key), beside)
+    assert any("machine" in problem for _, problem in said)
+
+
+def test_a_foreign_version_has_no_lineage(chain):
+    foreign = versions.Version(name="theirs", version="1")
+    for ask in (auditing.read, auditing.verify):
+        with pytest.raises(MissingInputError, match="biovlm did not register it"):
+            ask(chain.settings, foreign)
+
+
+def test_a_receipt_of_another_version_is_refused(chain, version):
+    other = version.model_copy(update={"version": "2"})
+    places = [place for place, _ in auditing.verify(chain.settings, other).broken]
+    assert f"tag {champion.RECEIPT_KEY}" in places
+
+
+def test_what_is_no_lineage_is_a_letter(chain):
+    read = partial(steps.parse, place="somewhere")
+    for content in (None, b"", b"{}", b'{"schema_version": 2, "about": "x", "nodes": [], "edges": []}'):
+        with pytest.raises(BiovlmError, match="lineage"):
+            read(content)
+
+
+def refreshed(chain):
+    return versions.find(chain.settings, "models:/mini/1")
