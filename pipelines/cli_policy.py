@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from model.errors import UsageError
+from model.errors import BiovlmError, UsageError
 from pipelines import output
 
 if TYPE_CHECKING:
@@ -68,6 +68,13 @@ def run(path: Path, runner: str, json: bool) -> None:
             output.emit(found.decision.summary)
         return
     output.say(found.decision.summary)
+    try:
+        taken = retraining.take(found, settings)
+    except BiovlmError as error:
+        retraining.close(found, settings, error.exit_code, "none")
+        raise
+    if taken is not None:
+        output.say(f"{taken.learned} corrections taken into the data registry, {taken.left_out} left out")
 
     def ended(result: RunResult) -> None:
         retraining.close(found, settings, result.exit_code, result.run_id)

@@ -5,6 +5,8 @@
    pure `decide`. It changes nothing: `biovlm plan --policy` is this.
 3. `keep` writes the look into the policy's history; `close` adds how its training ended. `biovlm run --if-changed --policy` is both,
    with a run between them.
+4. Corrections that are reason enough are taken into the data registry before that run (`take`). Once there, the task stage of every look
+   and run learns from them, too.
 
 The recipe that runs is the policy's: newest data, the registered model it is compared in, how it is promoted.
 """
@@ -13,13 +15,15 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from components.data import newest
+from components.data import corrections, newest
+from components.data.corrections import Taken
+from components.data.registry import Registry
 from components.data.registry_url import open_registry
 from components.platform import pools
 from components.platform.retraining import basis, feedback
@@ -44,12 +48,20 @@ class Plan:
     folder: Path
     """Where the policy lies; its feedback file lies beside it."""
 
+    @property
+    def feedback_file(self) -> Path | None:
+        """If the policy names one."""
+        return self.folder / self.policy.on.feedback.file if self.policy.on.feedback else None
+
 
 @dataclass(frozen=True)
 class Look:
     """What is the case, and what follows from it."""
 
     plan: Plan
+    """With the corrections in its recipe, if there are some."""
+    takes: Path | None
+    """The feedback file, if its corrections are to be taken before the run."""
     facts: Facts
     decision: Decision
     moment: datetime.datetime
@@ -121,29 +133,52 @@ def look(plan: Plan, settings: Settings, moment: datetime.datetime, code: CodeSt
         MissingInputError: A registry does not answer, or has not got what the recipe names. RefusedError, DataError: as `feedback.read`.
     """
     history = Journal(settings, plan.policy.name).entries()
-    facts = _facts(plan, settings, history, code)
+    counted = next((entry.feedback for entry in reversed(history) if entry.verdict is Verdict.RUN), Feedback())
+    wanted, path = plan.policy.on.feedback, plan.feedback_file
+    found = feedback.read(path, counted) if path else counted
+    takes = path if wanted and found.lines - counted.lines >= wanted.at_least else None
+    plan = _with_corrections(plan, open_registry(settings), takes is not None)
+    facts = _facts(plan, settings, takes is not None, code).model_copy(update={"feedback": found, "counted": counted})
     when = plan.policy.when
     last = cron.latest(when.cron, when.time_zone, moment)
     decision = decide(plan.policy, facts, moment, history, last)
-    return Look(plan, facts, decision, moment, history, cron.following(when.cron, when.time_zone, moment))
+    return Look(plan, takes, facts, decision, moment, history, cron.following(when.cron, when.time_zone, moment))
 
 
-def _facts(plan: Plan, settings: Settings, history: Sequence[Entry], code: CodeState | None) -> Facts:
+def _with_corrections(plan: Plan, registry: Registry, takes: bool) -> Plan:
+    """The plan, its task stage learning from the corrections if the registry has some, or will before the run."""
+    wanted = plan.policy.on.feedback
+    known = wanted and registry.exists() and wanted.set in {version.name for version in registry.list()}
+    if wanted is None or not (known or takes) or wanted.set in plan.recipe.data.sets:
+        return plan
+    content = plan.recipe.model_dump(mode="json")
+    content["data"]["sets"][wanted.set] = {"revision": "HEAD"}
+    content["stages"]["task"]["data"].append({"set": wanted.set, "kinds": ["question"], "weight": wanted.weight})
+    return replace(plan, recipe=Recipe.model_validate(content))
+
+
+def take(found: Look, settings: Settings) -> Taken | None:
+    """Take the corrections of a look that runs because of them into the data registry. Errors as `corrections.take`."""
+    wanted = found.plan.policy.on.feedback
+    if wanted is None or found.takes is None:
+        return None
+    asked = DataSlice.model_validate(recipes.slices(found.plan.recipe)["data"])
+    return corrections.take(feedback.corrections(found.takes), wanted.set, asked, open_registry(settings), settings)
+
+
+def _facts(plan: Plan, settings: Settings, takes: bool, code: CodeState | None) -> Facts:
     policy, registry, slices = plan.policy, open_registry(settings), recipes.slices(plan.recipe)
     wanted = DataSlice.model_validate(slices["data"])
-    now = basis.wanted(slices, *newest.digests(wanted, registry))
+    to_come = {policy.on.feedback.set} if policy.on.feedback and takes else set()
+    now = basis.wanted(slices, *newest.digests(wanted, registry, to_come))
     before = basis.last(settings, plan.recipe.registered_model, plan.recipe.name)
     watched = policy.on.drift.of if policy.on.drift and before else ()
     shifts = newest.shifts(wanted, registry, settings, before.revisions, watched) if before and watched else ()
-    counted = next((entry.feedback for entry in reversed(history) if entry.verdict is Verdict.RUN), Feedback())
-    path = plan.folder / policy.on.feedback.file if policy.on.feedback else None
     return Facts(
         now=now,
         basis=before,
         code=code or basis.code_state(policy.on.release_tags),
         shifts=shifts,
-        feedback=feedback.read(path, counted) if path else counted,
-        counted=counted,
         gpu_hours=cost(plan.recipe, settings),
     )
 

@@ -18,15 +18,20 @@ from components.platform.settings import Settings
 from model.config import DataSlice, Kind, Mixture
 
 UNBUILT = "not built yet"
-"""In the place of a digest: the data step will build the demo data first, from sources that are new."""
+"""In the place of a digest: this version is made before the run trains."""
 
 
-def digests(wanted: DataSlice, registry: Registry) -> tuple[dict[str, str], dict[str, str]]:
-    """Digests of data sets, and of base models, by name. Errors as `Registry.version`."""
+def digests(wanted: DataSlice, registry: Registry, to_come: Collection[str] = ()) -> tuple[dict[str, str], dict[str, str]]:
+    """Digests of data sets, and of base models, by name; of those `to_come`, that they are not built yet.
+
+    Raises:
+        MissingInputError: As `Registry.version`.
+    """
     registry.ensure(())  # builds nothing, and brings the newest commits of a registry that is followed
     if not registry.is_built((*wanted.data.sets, *wanted.bases)):
         return dict.fromkeys(wanted.data.sets, UNBUILT), dict.fromkeys(wanted.bases, UNBUILT)
-    sets = {name: registry.version(name, entry.revision).digest for name, entry in wanted.data.sets.items()}
+    present = {name: entry.revision for name, entry in wanted.data.sets.items() if name not in to_come}
+    sets = {name: registry.version(name, revision).digest for name, revision in present.items()} | dict.fromkeys(to_come, UNBUILT)
     return sets, {name: registry.version(name).digest for name in wanted.bases}
 
 

@@ -9,7 +9,6 @@ import pytest
 
 from components.data import look
 from components.data import step as data_step
-from components.data.registry import Registry, Version
 from components.evaluate import step as evaluate
 from components.platform import reference
 from components.platform.events import EventLog
@@ -24,6 +23,7 @@ from components.train import step as train
 from model import manifest
 from model import recipe as recipes
 from model.config import DataSlice
+from tests.components.published import publish
 from tests.pipelines import micro
 
 NOW = datetime.datetime(2026, 5, 1, 3, tzinfo=datetime.UTC)
@@ -41,20 +41,6 @@ POLICY = Policy.model_validate(
     }
 )
 WANTED = DataSlice.model_validate(SLICES["data"])
-
-
-def publish(settings, make):
-    """A new version of the set: laid in the store, and committed as `Registry.add` does; DVC, which takes seconds, has nothing to bring."""
-    registry, aside = Registry(settings.home), settings.store / "data" / "aside"
-    make(aside)
-    content = manifest.read(aside)
-    aside.rename(settings.store / "data" / f"mini-{content.digest[:16]}")
-    counts = {"files": len(content.files), "size_bytes": 0, "facts": content.facts}
-    version = Version(name="mini", kind="data", digest=content.digest, dvc_path="data/mini", md5="m", **counts)
-    text = version.model_dump_json(exclude={"revision", "committed"})
-    registry.git.prepare({"sets/mini.json": text})
-    registry.git.commit("a version")
-    return registry
 
 
 @pytest.fixture

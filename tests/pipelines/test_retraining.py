@@ -8,12 +8,17 @@ import json
 import pytest
 import yaml
 
+from components.data import newest
+from components.data.registry import Registry
 from components.platform import versions
 from components.platform.retraining.decision import Verdict
 from components.platform.retraining.journal import Journal
 from components.platform.settings import Settings
+from model.data.dataset import open_dataset
 from model.errors import ConfigError, MissingInputError
 from pipelines import cli, cron, retraining
+from tests.components.published import publish
+from tests.pipelines import micro
 
 POLICY = {
     "name": "monthly",
@@ -123,6 +128,51 @@ def at(text):
 def test_cron_is_read_as_a_clock(expression, zone, moment, last, following):
     assert cron.latest(expression, zone, at(moment)) == at(last)
     assert cron.following(expression, zone, at(moment)) == at(following)
+
+
+def corrected(number, record, **changes):
+    values = {
+        "id": f"c-{number}",
+        "set": "mini",
+        "record": record,
+        "problem": "wrong_reference",
+        "answer": "violet",
+        "by": "reader-3",
+    }
+    return json.dumps(values | {"time": "2026-05-04T09:30:00Z"} | changes) + "\n"
+
+
+def test_enough_corrections_become_a_data_set_that_the_task_stage_learns_from_and_none_of_the_test_split(write, tmp_path):
+    settings = Settings.from_environment({"BIOVLM_HOME": str(tmp_path / "home")})
+    publish(settings, micro.write_set)
+    model = {part: {"source": None, "config": {"model_type": "x"}} for part in ("tower", "language")}
+    (tmp_path / "recipe.yaml").write_text(micro.recipe(model=model).model_dump_json())
+    reasons = {"feedback": {"file": "corrections.jsonl", "at_least": 4, "weight": 2}}
+    plan = retraining.read(write(recipe="recipe.yaml", follow_data=None, on=reasons))
+    file = tmp_path / "corrections.jsonl"
+
+    file.write_text(corrected(1, "train-1-o") + corrected(2, "test-2-o") + corrected(3, "train-3-q", answer=""))
+    few = retraining.look(plan, settings, at("2026-05-01T03:00:10"))
+    assert (few.takes, list(few.plan.recipe.data.sets)) == (None, ["mini"])
+    file.write_text(file.read_text() + corrected(4, "train-1-o", answer="teal"))
+    found = retraining.look(plan, settings, at("2026-05-01T03:00:10"))
+    assert found.facts.now.data["corrections"] == newest.UNBUILT
+    assert [str(mix.set) for mix in found.plan.recipe.stages.task.data] == ["mini", "corrections"]
+
+    taken = retraining.take(found, settings)
+    assert (taken.learned, taken.left_out) == (1, 3), (
+        "of two about one record the later; none that is asked, none without an answer"
+    )
+    registry = Registry(settings.home)
+    folder = registry.materialise(["corrections"], "HEAD", settings.store)["corrections"].path
+    (record,) = open_dataset(folder).records("train")
+    assert (record.id, record.answer, record.group) == ("correction-c-4", "teal", "train-1")
+    assert (registry.version("corrections").facts["licence"], registry.version("corrections").facts["source"].keys()) == (
+        "CC0-1.0",
+        {"mini"},
+    )
+    later = retraining.look(plan, settings, at("2026-05-01T03:00:10"))
+    assert later.plan.recipe == found.plan.recipe, "from now on every run learns from them"
 
 
 def test_a_look_that_comes_before_its_time_leaves_no_trace_and_one_in_time_does(write, tmp_path):

@@ -6,14 +6,14 @@
 2. What was counted before must still be there, byte for byte: `Feedback.digest` covers the lines so far, and a file whose beginning
    changed is refused. So a line counts once, and no correction vanishes between two trainings.
 
-A line is a reason to look at a record, not data to train on: what a model learns comes from a version of a data set, into which people
-take the corrections that they agree with.
+3. `corrections` gives the lines themselves to whoever makes a data set of them (components/data/corrections.py).
 """
 
 from __future__ import annotations
 
 import datetime
 import hashlib
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -44,7 +44,7 @@ class Correction(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    id: Annotated[str, Field(min_length=1, max_length=200)]
+    id: Annotated[str, Field(min_length=1, max_length=150)]
     """Unique in the file."""
     set: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")]
     record: Annotated[str, Field(min_length=1, max_length=200)]
@@ -80,13 +80,9 @@ def read(path: Path, counted: Feedback = Feedback()) -> Feedback:
         if not counted.lines:
             return Feedback()
         raise MissingInputError(f"no feedback file {path}, of which {counted.lines} lines were counted", "bring it back")
-    total, known, found = hashlib.sha256(), set[str](), Feedback()
-    for number, line in strict_json.lines(path):
-        correction = _correction(path, number, line)
-        if correction.id in known:
-            raise DataError(f"{path}:{number}: its id stands in an earlier line, too", "give each correction its own id")
-        known.add(correction.id)
-        total.update(line if isinstance(line, bytes) else b"")
+    total, found = hashlib.sha256(), Feedback()
+    for number, line, _ in _lines(path):
+        total.update(line)
         found = Feedback(lines=number, digest=total.hexdigest())
         if number == counted.lines and found.digest != counted.digest:
             raise _rewritten(path, counted)
@@ -95,10 +91,25 @@ def read(path: Path, counted: Feedback = Feedback()) -> Feedback:
     return found
 
 
-def _correction(path: Path, number: int, line: bytes | FlawError) -> Correction:
-    try:
+def corrections(path: Path) -> list[Correction]:
+    """All lines. DataError as `read`."""
+    return [correction for _, _, correction in _lines(path)]
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes, Correction]]:
+    known: set[str] = set()
+    for number, line in strict_json.lines(path):
         if isinstance(line, FlawError):
-            raise line
+            raise DataError(f"{path}:{number}: {line.detail} ({line.flaw})", HINT)
+        correction = _correction(path, number, line)
+        if correction.id in known:
+            raise DataError(f"{path}:{number}: its id stands in an earlier line, too", "give each correction its own id")
+        known.add(correction.id)
+        yield number, line, correction
+
+
+def _correction(path: Path, number: int, line: bytes) -> Correction:
+    try:
         if not line.endswith(b"\n"):
             raise DataError(f"{path}:{number}: the line has no end", "whoever writes it may not be done; try again later")
         return Correction.model_validate(strict_json.parse(line))

@@ -99,6 +99,10 @@ class FeedbackReason(Strict):
     """JSONL, beside the policy or by its whole path."""
     at_least: Annotated[int, Field(ge=1)] = 50
     """So many new lines are a reason."""
+    set: Name = "corrections"
+    """The data set of the registry that they become; the task stage learns from it, too."""
+    weight: Annotated[float, Field(gt=0, le=100)] = 1.0
+    """How often an epoch shows each of them."""
 
 
 class Reasons(Strict):
