@@ -77,7 +77,7 @@ class Look:
             verdict=self.decision.verdict,
             made=self.facts.now.digest,
             gpu_hours=cost if runs and not self.decision.goes_on else 0.0,
-            feedback=self.facts.feedback if runs else self.facts.counted,
+            feedback=self.facts.feedback if runs and self.takes else self.facts.counted,
             run_id=run_id,
             reasons=self.decision.reasons,
         )
