@@ -5,12 +5,14 @@ from __future__ import annotations
 import calendar
 import datetime
 import json
+import subprocess
 import threading
 
 import pytest
 from scipy import stats
 
-from components.platform.retraining import feedback
+from components.platform import code
+from components.platform.retraining import basis, feedback
 from components.platform.retraining.decision import Basis, CodeState, Entry, Facts, Made, Verdict, decide
 from components.platform.retraining.drift import shift, survival
 from components.platform.retraining.feedback import Feedback
@@ -236,6 +238,18 @@ def test_data_that_went_back_to_what_was_trained_before_is_not_trained_again():
     assert checks(look(facts(NEW_DATA), history=[begun(days=60, exit_code=0)])) == ["tried"]
 
 
+def test_release_tags_are_those_of_the_commit_and_an_image_knows_them_too(tmp_path):
+    git = ("git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@localhost", "-c", "commit.gpgSign=false")
+    for words in (("init", "-q"), ("commit", "-q", "--allow-empty", "-m", "a"), ("tag", "v1.0"), ("tag", "draft")):
+        subprocess.run((*git, *words), check=True)
+    state = basis.code_state("v*", tmp_path)
+    assert (state.tags, state.dirty, len(state.commit)) == (("v1.0",), False, 40)
+    image = tmp_path / "image"
+    image.mkdir()
+    (image / code.REVISION).write_text(json.dumps({"commit": "c" * 40, "dirty": False, "tags": "v2.0 draft"}))
+    assert basis.code_state("v*", image) == CodeState(commit="c" * 40, dirty=False, tags=("v2.0",))
+
+
 def months(year=2026):
     moment = START.replace(year=year)
     for _ in range(12):
@@ -245,7 +259,7 @@ def months(year=2026):
 
 def test_in_twelve_months_each_change_trains_once_and_nothing_else_does():
     """Data come in March and July, a release in July, an edited recipe in October; the run of March is stopped and goes on in April."""
-    rules, state, basis, history, verdicts = policy(), OLD, None, [], {}
+    rules, state, trained, history, verdicts = policy(), OLD, None, [], {}
     for moment in months():
         month = moment.month
         state = {
@@ -253,14 +267,14 @@ def test_in_twelve_months_each_change_trains_once_and_nothing_else_does():
             7: CODE,
             10: CODE.model_copy(update={"recipe": {"align": "1" * 64}}),
         }.get(month, state)
-        decision = decide(rules, facts(state, basis, code=TAGGED), moment, history, moment)
+        decision = decide(rules, facts(state, trained, code=TAGGED), moment, history, moment)
         verdicts[month] = decision.verdict.value
         ended = 75 if month == 3 else 0
         ran = decision.verdict is Verdict.RUN
         entry = begun(state, number=month).model_copy(update={"time": moment, "verdict": decision.verdict})
         history.append(entry.model_copy(update={"exit_code": ended if ran else None}))
         if ran and ended == 0:
-            basis = Basis(version=str(month), made=state, created=moment)
+            trained = Basis(version=str(month), made=state, created=moment)
     assert [month for month, verdict in verdicts.items() if verdict == "run"] == [1, 3, 4, 7, 10]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+from pathlib import Path
 
 import pytest
 import yaml
@@ -47,6 +48,11 @@ def test_a_policy_becomes_a_recipe_that_follows_the_data_in_the_model_it_is_comp
     plan = retraining.read(write(set=["data.sets.phantom.revision=abc", "seed=7"]))
     assert plan.recipe.data.sets["phantom"].revision == "HEAD"
     assert (plan.recipe.registered_model, plan.recipe.seed) == ("biovlm-hospital", 7)
+
+
+def test_the_policy_that_people_copy_is_one():
+    plan = retraining.read(Path(retraining.__file__).parent / "policies" / "monthly.yaml")
+    assert plan.recipe.name == "tiny"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import datetime
 import fnmatch
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,6 @@ from components.platform.store import Store, open_store
 from model.config import STAGE_NAMES
 from model.manifest import digest_of
 from model.recipe import key_content
-
-GIT_SECONDS = 10
 
 
 def wanted(slices: Mapping[str, Mapping[str, Any]], data: Mapping[str, str], bases: Mapping[str, str]) -> Made:
@@ -73,10 +70,5 @@ def _made(store: Store, receipt_key: str) -> tuple[Made, dict[str, str]] | None:
 def code_state(pattern: str, root: Path = code.ROOT) -> CodeState:
     """Commit of the code, and those of its tags that match the pattern."""
     revision = code.revision(root)
-    command = ("git", "-C", str(root), "tag", "--points-at", str(revision["commit"]))
-    try:
-        tags = subprocess.run(command, capture_output=True, text=True, timeout=GIT_SECONDS, check=True).stdout.split()
-    except (OSError, subprocess.SubprocessError):
-        tags = [str(revision["tag"])] if revision.get("tag") else []  # an image holds no repository
-    matching = tuple(tag for tag in tags if fnmatch.fnmatchcase(tag, pattern))
+    matching = tuple(tag for tag in code.tags(root) if fnmatch.fnmatchcase(tag, pattern))
     return CodeState(commit=str(revision["commit"]), dirty=bool(revision["dirty"]), tags=matching)
