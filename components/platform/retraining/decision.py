@@ -148,7 +148,7 @@ def decide(
     changes = list(_changes(policy, facts))
     due = facts.asked_by_schedule or not history or (last_moment is not None and last_moment > history[-1].time)
     broken = _broken_off(facts, history) if changes else None
-    reasons = [*changes, *_obstacles(policy, facts, now, history, broken)]
+    reasons = [*changes, *(_obstacles(policy, facts, now, history, broken) if changes else ())]
     if not changes:
         reasons.append(Reason(check="unchanged", effect=Effect.AGAINST, text=_unchanged(facts)))
     elif not any(reason.effect is Effect.FOR for reason in changes):
