@@ -8,27 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import json
 
 import pytest
 
 from components.data import look
-from components.data import step as data_step
-from components.platform import champion, code, reference
-from components.platform.reference import Reference
 from components.platform.retraining import question
 from components.platform.retraining.decision import Verdict
 from components.platform.retraining.journal import Journal
 from components.platform.retraining.policy import Policy
-from components.platform.step import key_of
-from components.platform.store import Source, StepRecord, open_store
-from components.platform.tracking import Tracking
-from components.train import step as train_step
-from model import manifest
 from model import recipe as recipes
-from model.config import STAGE_NAMES, DataSlice, TrainSlice
+from model.config import DataSlice
 from pipelines import plan as plans
 from tests.components.published import publish
+from tests.components.trainer import Trainer
 from tests.pipelines import micro
 
 ALONE = {"tower": {"source": None, "config": {"model_type": "x"}}, "language": {"source": None, "config": {"model_type": "x"}}}
@@ -42,11 +34,8 @@ def publish_data(settings, train):
     publish(settings, lambda folder: micro.write_set(folder, (("train", train), ("test", 6))))
 
 
-class Year:
-    """A schedule, the server's clock, and what a run leaves behind."""
-
-    def __init__(self, settings, folder):
-        self.settings, self.folder, self.store, self.runs = settings, folder, open_store(settings), 0
+class Year(Trainer):
+    """A schedule, and the server's clock."""
 
     def month(self, number, recipe, monkeypatch):
         """What the first of a month came to."""
@@ -60,39 +49,8 @@ class Year:
         ]
         assert bool(trained) == (entry.verdict is Verdict.RUN), "the policy and the keys of the steps agree"
         if entry.verdict is Verdict.RUN:
-            self.runs += 1
-            self.train(recipe, slices, settings)
+            self.train(recipe)
         return entry
-
-    def train(self, recipe, slices, settings):
-        """The records and folders of a run, each under its step's real key, and the version that it registers."""
-        out = self.folder / f"data-{self.runs}.json"
-        data_step.run(json.dumps(slices["data"]), str(out))
-        data = reference.read(out, settings.store)
-        made: Reference | None = None
-        for stage in STAGE_NAMES:
-            given = {"data": data, **({"parent": made} if made else {})}
-            made = self.keep(
-                "train", stage, slices[stage], train_step.identity(TrainSlice.model_validate(slices[stage]), given), given
-            )
-        given = {"data": data, "checkpoint": made}
-        report = self.keep("evaluate", "evaluate", slices["evaluate"], {"checkpoint": made.digest}, given)
-        receipt = self.keep("register", "register", slices["register"], {"checkpoint": made.digest}, given | {"report": report})
-        tags = {"biovlm.recipe": recipe.name, champion.RECEIPT_KEY: receipt.folder.name}
-        client = Tracking(settings).client
-        if self.runs == 1:
-            client.create_registered_model(recipe.registered_model)
-        client.create_model_version(recipe.registered_model, source="s", tags=tags)
-
-    def keep(self, kind, name, piece, identity, given):
-        key = key_of(kind, piece, identity, code.digest(kind))
-        folder = self.store.folder(kind, key)
-        with manifest.commit(folder, kind, {role: ref.digest for role, ref in given.items()}) as aside:
-            (aside / "word").write_text(key)
-        sources = {role: Source(kind=ref.kind, uri=self.store.uri(ref.folder), digest=ref.digest) for role, ref in given.items()}
-        parts = {"piece": recipes.key_content(piece), "identity": identity, "code": code.digest(kind)}
-        self.store.write_record(StepRecord(key=key, kind=kind, name=name, run_id="r", inputs=sources, started=0.0, **parts))
-        return Reference.to(folder, manifest.read(folder))
 
 
 @pytest.fixture
