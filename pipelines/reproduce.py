@@ -182,7 +182,8 @@ def _lay_data(original: Original, settings: Settings, folder: Path, store: Path)
                 if found.digest != facts["digest"]:
                     raise RefusedError(f"it is {found.digest[:12]} there, expected {facts['digest'][:12]}", "")
             except BiovlmError as error:
-                missing.append(f"{what} {name} at {facts['revision'][:12]}: {error.message}")
+                if not _copied(facts, settings, store):
+                    missing.append(f"{what} {name} at {facts['revision'][:12]}: {error.message}")
     if missing:
         return missing
     bases = {name: str(facts["digest"]) for name, facts in original.data["bases"].items()}
@@ -192,6 +193,17 @@ def _lay_data(original: Original, settings: Settings, folder: Path, store: Path)
         return [f"a commit of the data registry that has the base models {', '.join(bases)} side by side"]
     Git(folder / "registry").copy_of(settings.data_url or str(registry.root), head)
     return []
+
+
+def _copied(facts: Mapping[str, Any], settings: Settings, store: Path) -> bool:
+    """Whether the store of the version still had these bytes, verified; the registry may have lost them, and inputs are no results."""
+    try:
+        source = open_store(settings).fetch(facts["uri"], facts["digest"])
+        shutil.copytree(source, store / facts["uri"], dirs_exist_ok=True)
+        manifest.verify(store / facts["uri"], facts["digest"])
+    except (BiovlmError, OSError):
+        return False
+    return True
 
 
 def _lay_code(original: Original, folder: Path) -> Path | None:

@@ -103,7 +103,7 @@ def report(folder, accuracy):
 
 def test_what_differs_is_measured(store, tmp_path):
     there = open_store(store)
-    here = reproduce.Store(tmp_path / "home" / "store")
+    here = reproduce.Store(tmp_path / "again")
     pairs = {}
     for name, make, values in (("steps/train/a", checkpoint, (1.0, 1.01)), ("steps/evaluate/b", report, (0.8, 0.81))):
         make(there.root / name, values[0])
