@@ -25,7 +25,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import _controls_cluster, _controls_kfp, _controls_speed, _controls_store
+from benchmarks import _controls_cluster, _controls_gate, _controls_kfp, _controls_speed, _controls_store
 from benchmarks._controls_crash import CONTROLS, Mutation
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,6 +41,7 @@ TABLE: tuple[Mutation, ...] = (
     *_controls_store.CONTROLS,
     *_controls_cluster.CONTROLS,
     *_controls_kfp.CONTROLS,
+    *_controls_gate.CONTROLS,
 )
 
 

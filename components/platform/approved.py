@@ -28,7 +28,8 @@ class Approval(Strict):
     digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     """Of the gate: SHA-256 of all its settings."""
     by: Annotated[str, Field(min_length=1)]
-    on: datetime.date
+    since: datetime.date
+    """First day."""
     until: datetime.date | None = None
     """Last day; empty for no end."""
     reason: Annotated[str, Field(min_length=1)]
@@ -61,4 +62,4 @@ def digests(settings: Settings, today: datetime.date | None = None) -> frozenset
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "file"
         raise ConfigError(f"{path}: {field}: {first['msg']}", "see the comment in approved_gates.yaml") from None
-    return frozenset(one.digest for one in found.gates if one.on <= day and (one.until is None or day <= one.until))
+    return frozenset(one.digest for one in found.gates if one.since <= day and (one.until is None or day <= one.until))

@@ -3,8 +3,8 @@
 1. On a laptop `pipelines.local` pumps a `Mirror` while the steps run. Elsewhere each step calls `copy_once` when it ends.
 2. `run_started` opens the root run. A step's first number, or its end, opens its child run.
 3. `progress` becomes points of curves; after a worker died and repeated some steps, only new points are kept.
-4. `finished` adds parameters, the data sets that were read, the lineage with its digest as a tag, figures and small files; `reused` makes a child that names the run
-   which made the result; `failed` closes the child with the exit code.
+4. `finished` adds parameters, the data sets that were read, the lineage with its digest as a tag, figures and small files; `reused`
+   makes a child that names the run which made the result; `failed` closes the child with the exit code.
 
 What goes wrong here does not stop a run: training is worth more than its picture. The caller is told, and says so.
 """

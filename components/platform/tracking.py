@@ -35,6 +35,7 @@ DIGEST_CHARS = 36  # MLflow refuses longer digests of data sets
 PARAM_CHARS = 500
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",  # a model is code from a file, never a pickled object
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",

@@ -48,7 +48,7 @@ class Version(BaseModel):
     @property
     def export_uri(self) -> str:
         """Place of the plain transformers folder in the store. MissingInputError if biovlm did not register this version."""
-        return self._tag("biovlm.export")
+        return self.tag("biovlm.export")
 
     def export(self, settings: Settings) -> Path:
         """The plain transformers folder of this version."""

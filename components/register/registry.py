@@ -66,7 +66,8 @@ def ensure_version(settings: Settings, candidate: Candidate) -> Registered:
         for key, value in candidate.tags.items():
             client.set_model_version_tag(name, version, key, value)
     else:
-        source = f"models:/{model_id}"
+        # Not `models:/ID`: a client without a server would look that up in the tracking store that MLFLOW_TRACKING_URI names.
+        source = str(model.artifact_location)
         made = client.create_model_version(name, source=source, run_id=run, tags=dict(candidate.tags), model_id=model_id)
         version = str(made.version)
     client.set_logged_model_tags(model_id, {"biovlm.version": f"{name}/{version}"})
@@ -94,6 +95,9 @@ def _logged_model(tracking: Tracking, candidate: Candidate, run: str) -> Any:
 
 
 def _figures(tracking: Tracking, candidate: Candidate, run: str, model_id: str) -> None:
+    from mlflow.entities import LoggedModelOutput
+
+    tracking.client.log_outputs(run, [LoggedModelOutput(model_id, 0)])
     set_name, facts = next(iter(candidate.sets.items()))
     for key, value in candidate.figures.items():
         tracking.client.log_metric(

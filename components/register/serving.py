@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import base64
 import binascii
-import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE, PERMISSION_DENIED
 from mlflow.pyfunc import PythonModel
@@ -72,10 +72,8 @@ class Assistant(PythonModel):
         self._root = settings.serve_root
         self._chat = Chat(open_store(settings), settings, str(where["export"]), str(where["digest"]))
 
-    def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
-        """A table with a column `answer` from one with `question`, and `image` or `image_path`."""
-        import pandas
-
+    def predict(self, context: Any, model_input: pandas.DataFrame, params: Any = None) -> pandas.DataFrame:
+        """A table with a column `answer` from one with `question`, and `image` or `image_path`. Refused: see the module."""
         try:
             rows = model_input.to_dict(orient="records")
             answers = [self._answer(*asked) for asked in self._checked(rows)]
@@ -107,7 +105,7 @@ class Assistant(PythonModel):
             raise RefusedError("the image's path leaves the served folder", "give a path relative to it") from None
         if not found.is_file():
             raise MissingInputError("there is no image at that path", "give the path of a file, relative to the served folder")
-        _refuse_big(os.path.getsize(found))
+        _refuse_big(found.stat().st_size)
         return found
 
     def _answer(self, image: Path | bytes, question: str) -> str:

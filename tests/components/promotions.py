@@ -17,6 +17,7 @@ from model import manifest
 from tests.components.reports import write_report
 
 REGISTER = json.dumps({"registered_model": "mini", "recipe": "micro", "recipe_digest": "f" * 64})
+CONFIG = {"model_type": "llava", "vision_config": {"model_type": "clip_vision_model"}, "text_config": {"model_type": "llama"}}
 GATE = {"min_items": 10, "min_image_gain": -1.0, "max_loss_to_champion": 0.01}
 
 
@@ -26,13 +27,16 @@ class Registry:
     def __init__(self, settings, folder):
         self.settings, self.out = settings, folder / "out"
         self.store = Store(settings.store)
-        self.data = self._artifact(
-            "data", "data", facts={"sets": {"mini": self.facts("mini")}, "bases": {"tower": self.facts("t")}}
-        )
+        self.use()
         Reference(kind="none").write(self.out / "nobody.json", settings.store)
 
+    def use(self, licence="CC0-1.0"):
+        """Data under a licence, for candidates that are made after this."""
+        facts = {"sets": {"mini": self.facts("mini", licence)}, "bases": {"tower": self.facts("t")}}
+        self.data = self._artifact("data", f"data under {licence}", facts=facts)
+
     @staticmethod
-    def facts(name):
+    def facts(name, licence="CC0-1.0"):
         digest = manifest.digest_of(name)
         return {
             "uri": f"data/{name}",
@@ -40,13 +44,11 @@ class Registry:
             "revision": "c0ffee" * 6,
             "dvc_path": name,
             "md5": "m",
-            "licence": "CC0-1.0",
+            "licence": licence,
         }
 
     def _record(self, kind, name, key, **inputs):
-        sources = {
-            role: Source(kind=r.kind, uri=self.store.uri(r.folder), digest=r.digest) for role, r in inputs.items()
-        }
+        sources = {role: Source(kind=r.kind, uri=self.store.uri(r.folder), digest=r.digest) for role, r in inputs.items()}
         parts = {"piece": {}, "identity": {}, "code": code.digest(kind), "revision": {"commit": "abc", "dirty": True}}
         self.store.write_record(StepRecord(key=key, kind=kind, name=name, run_id="r", inputs=sources, started=0.0, **parts))
 
@@ -54,7 +56,10 @@ class Registry:
         step_kind = {"checkpoint": "train"}.get(kind, kind)
         key = manifest.digest_of([kind, content])
         folder = self.store.folder(step_kind, key)
-        with manifest.commit(folder, kind, {role: r.digest for role, r in inputs.items()}, facts) as aside:
+        parents = {role: r.digest for role, r in inputs.items()}
+        if kind == "checkpoint":
+            parents |= {"data:mini": manifest.digest_of("mini"), "tower": manifest.digest_of("t")}
+        with manifest.commit(folder, kind, parents, facts) as aside:
             (aside / "content").write_text(content)
         self._record(step_kind, content, key, **inputs)
         return Reference.to(folder, manifest.read(folder))
@@ -105,7 +110,7 @@ def make_export(checkpoint, bases, store, settings):
     folder = store.root / "exports" / checkpoint.digest
     if not folder.exists():
         with manifest.commit(folder, "export", {"checkpoint": checkpoint.digest}) as aside:
-            (aside / "config.json").write_text("{}")
+            (aside / "config.json").write_text(json.dumps(CONFIG))
     signing.ensure(store, settings, store.uri(folder))
     return folder
 

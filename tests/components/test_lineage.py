@@ -18,10 +18,8 @@ from components.platform.mirror import Mirror
 from components.platform.settings import Settings
 from components.platform.tracking import DIGEST_CHARS, Tracking
 from model.errors import BiovlmError, MissingInputError
+from tests.components import tampering
 from tests.components.chain import Chain
-
-PLACES = 16
-"""How many random bytes are changed; benchmarks/tamper.py changes 200."""
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +28,12 @@ def chain(tmp_path_factory, empty_store):
     home = tmp_path_factory.mktemp("lineage")
     shutil.copy(empty_store, home / "mlflow.db")
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"BIOVLM_HOME": str(home), "BIOVLM_RUN_ID": "run-1", "BIOVLM_MIRRORED": "1", "MLFLOW_TRACKING_URI": f"sqlite:///{home}/mlflow.db"}.items():
+        for name, value in {
+            "BIOVLM_HOME": str(home),
+            "BIOVLM_RUN_ID": "run-1",
+            "BIOVLM_MIRRORED": "1",
+            "MLFLOW_TRACKING_URI": f"sqlite:///{home}/mlflow.db",
+        }.items():
             patch.setenv(name, value)
         for name in ("BIOVLM_EVENTS", "MLFLOW_EXPERIMENT_NAME", "BIOVLM_TRIGGER"):
             patch.delenv(name, raising=False)
@@ -202,49 +205,33 @@ def test_the_model_card_says_what_the_hub_reads_and_where_the_model_is_weak(chai
 
 
 def test_an_untouched_version_is_whole(chain, version):
-    found = verified(chain, version)
+    found = auditing.verify(chain.settings, version)
     assert found.broken == []
     assert {"completeness", "the version's lineage as the union of its steps'"} <= set(found.whole)
 
 
-def chain_files(chain):
-    """Every file that the version depends on, and MLflow's copy of its lineage."""
-    store = chain.store.root
-    kept = [path for part in ("data", "steps", "exports", "signatures") for path in sorted((store / part).rglob("*"))]
-    kept += sorted(chain.settings.mlflow_artifacts.glob("*/artifacts/lineage/*/lineage.json"))
-    kept += sorted((chain.settings.mlflow_artifacts / "models").rglob("*"))
-    kept += sorted(chain.settings.home.glob("ledger/**/[0-9]*"))
-    return [path for path in kept if path.is_file()]
-
-
-def place_of(chain, path):
-    """What an auditor must read: the artifact, the step, or the run in which the byte is."""
-    home, store = chain.settings.home, chain.store.root
-    if path.is_relative_to(store):
-        parts = path.relative_to(store).parts
-        return parts[2][:64] if parts[0] == "steps" else parts[1]
-    if path.is_relative_to(home / "mlflow-artifacts"):
-        return path.name if "models" in path.parts else path.parents[3].name
-    return f"entry {int(path.stem)}"
-
-
 def test_a_changed_byte_is_found_wherever_it_is_and_its_place_is_named(chain, version):
-    draw, files = random.Random(5), chain_files(chain)
-    assert len({path.parts[-2] for path in files}) > 8
-    files = [*draw.sample(files, PLACES), files[-1]]  # the last is the ledger's
-    assert "ledger" in files[-1].parts
-    for path in files:
-        before = path.read_bytes()
-        at = draw.randrange(len(before))
-        path.write_bytes(before[:at] + bytes([before[at] ^ draw.randrange(1, 256)]) + before[at + 1 :])
-        try:
-            found = verified(chain, version).broken
-            said = " ".join(f"{place} {problem}" for place, problem in found)
-        finally:
-            path.write_bytes(before)
-        assert found, f"{path} at byte {at}"
-        assert place_of(chain, path) in said, (path, said)
-    assert verified(chain, version).broken == []
+    draw, all_places = random.Random(5), tampering.places(chain.settings, version)
+    parts = {place.part for place in all_places}
+    assert parts >= {
+        "weights",
+        "data",
+        "base models",
+        "report",
+        "lineage",
+        "record",
+        "receipt",
+        "decision",
+        "signature",
+        "ledger",
+        "served",
+    }
+    for part in sorted(parts):
+        for place in draw.sample([one for one in all_places if one.part == part], 1 + (part in ("lineage", "record"))):
+            with tampering.one_byte(place.path, draw) as at:
+                text = tampering.said(chain.settings, version)
+            assert place.named in text, (part, str(place.path), at, text)
+    assert tampering.said(chain.settings, version) == ""
 
 
 def test_an_edited_tag_and_a_lost_artifact_are_found_and_named(chain, version):

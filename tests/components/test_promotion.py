@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
@@ -11,6 +12,8 @@ from components.platform.lineage import version
 from components.platform.lineage.graph import Kind
 from components.platform.store import Store
 from components.platform.tracking import Tracking
+from model.config import Promotion
+from model.evaluation.decision import gate_digest
 from tests.components.promotions import GATE
 
 
@@ -67,11 +70,15 @@ def test_a_better_candidate_takes_over_and_a_worse_one_does_not(registry, store)
     assert Tracking(store).client.get_model_version("mini", "3").tags["biovlm.decision"] == "hold"
 
 
-def test_a_new_gate_is_a_new_decision(registry, happened):
+def test_a_new_gate_is_a_new_decision(registry, happened, monkeypatch, tmp_path):
     registry.candidate("a", right=18)
     registry.register("a")
     registry.promote("a")
-    stricter = registry.promote("a", rival="a", gate={**GATE, "min_closed_accuracy": 0.95})
+    gate = {**GATE, "min_closed_accuracy": 0.95}
+    approval = {"digest": gate_digest(Promotion.model_validate(gate)), "by": "Ada", "since": "2026-01-01", "reason": "stricter"}
+    (tmp_path / "gates.yaml").write_text(json.dumps({"gates": [approval]}))
+    monkeypatch.setenv("BIOVLM_APPROVED_GATES", str(tmp_path / "gates.yaml"))
+    stricter = registry.promote("a", rival="a", gate=gate)
     assert (stricter["verdict"], happened()[-1]) == ("hold", "finished")
     assert registry.aliases() == {"champion": "1"}
 

@@ -37,13 +37,25 @@ def render(document: Document, report: Report) -> str:
     """
     taint = licences.strictest(document)
     head = yaml.safe_dump(_head(document, report, taint), sort_keys=False, allow_unicode=True)
-    parts = (_what(document), _use(), _data(document), _terms(taint), _metrics(report), _limits(document, report), _trace(document))
+    parts = (
+        _what(document),
+        _use(),
+        _data(document),
+        _terms(taint),
+        _metrics(report),
+        _limits(document, report),
+        _trace(document),
+    )
     return f"---\n{head}---\n\n" + "\n\n".join("\n".join(part) for part in parts) + "\n"
 
 
 def _head(document: Document, report: Report, taint: Taint) -> dict[str, Any]:
     strictest = taint.strictest.lower()
-    known = {"license": HUB_LICENCES[strictest]} if strictest in HUB_LICENCES else {"license": "other", "license_name": taint.strictest}
+    known = (
+        {"license": HUB_LICENCES[strictest]}
+        if strictest in HUB_LICENCES
+        else {"license": "other", "license_name": taint.strictest}
+    )
     learned = _learned(document)
     return {
         **known,
@@ -108,7 +120,8 @@ def _data(document: Document) -> list[str]:
         (
             node.label,
             str(node.kind),
-            " and ".join(word for word, true in (("learned from", node in learned), ("asked", node.id in asked)) if true) or "read",
+            " and ".join(word for word, true in (("learned from", node in learned), ("asked", node.id in asked)) if true)
+            or "read",
             str(holds.get(node.id, {}).get("revision", ""))[:12],
             node.digest[:12],
         )
@@ -136,10 +149,14 @@ def _metrics(report: Report) -> list[str]:
             for metric in result.metrics
         ]
         if result.image_gain:
-            rows.append(("image_gain", f"{result.image_gain.value:+.3f}", *_ends(result.image_gain), "", str(result.image_gain.items)))
+            rows.append(
+                ("image_gain", f"{result.image_gain.value:+.3f}", *_ends(result.image_gain), "", str(result.image_gain.items))
+            )
         found += [f"### {result.title}: {result.set}/{result.split}, version {result.version}", ""]
         found += [*_table(("metric", "value", "low", "high", "without the image", "items"), rows), ""]
-        found += [f"Intervals: {report.confidence:.0%}, bootstrap over {result.groups} groups, {report.bootstrap_samples} samples."]
+        found += [
+            f"Intervals: {report.confidence:.0%}, bootstrap over {result.groups} groups, {report.bootstrap_samples} samples."
+        ]
         found += [f"{result.seen_items} of {result.items} questions are about images that also stand in training.", ""]
         found += _slices(result)
     return found[:-1] if found[-1] == "" else found

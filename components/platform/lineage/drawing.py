@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -143,7 +144,7 @@ def _untangle(rows: list[list[str]], routes: Sequence[tuple[Edge, list[str]]]) -
     """Order each row by the mean place of its neighbours above and below."""
     near: dict[str, list[str]] = {}
     for _, route in routes:
-        for one, other in zip(route, route[1:], strict=False):
+        for one, other in itertools.pairwise(route):
             near.setdefault(one, []).append(other)
             near.setdefault(other, []).append(one)
     for sweep in range(SWEEPS):
@@ -170,7 +171,9 @@ def _bent(points: list[tuple[float, float]]) -> str:
 
 def _box(node: Node, x: float, y: float, width: float) -> Box:
     title = label(node).removeprefix(f"{node.kind} ")
-    return Box(node, x, y, width, *(_cut(text, width, per) for text, per in zip((title, facts(node)), PER_CHARACTER, strict=True)))
+    return Box(
+        node, x, y, width, *(_cut(text, width, per) for text, per in zip((title, facts(node)), PER_CHARACTER, strict=True))
+    )
 
 
 def _cut(text: str, width: float, per_character: float) -> str:

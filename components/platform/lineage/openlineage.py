@@ -44,7 +44,9 @@ def lines(document: Document) -> str:
 def events(document: Document) -> Iterator[dict[str, Any]]:
     """Two events for each step."""
     for step in document.of(Kind.STEP):
-        made = [node for node in document.nodes if any(e.target == step.id and e.role == "made by" for e in document.out_of(node.id))]
+        made = [
+            node for node in document.nodes if any(e.target == step.id and e.role == "made by" for e in document.out_of(node.id))
+        ]
         read = {edge.target for edge in document.out_of(step.id) if edge.role.startswith("read ")}
         read |= {edge.target for node in made for edge in document.out_of(node.id) if edge.role in READ}
         common = {

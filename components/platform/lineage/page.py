@@ -58,7 +58,9 @@ def render(document: Document) -> str:
         pictures={"screen": drawing.wide(document), "telephone": drawing.narrow(document)},
         high=drawing.HIGH,
         groups=[(title, nodes) for kind, title in TITLES.items() if (nodes := document.of(kind))],
-        below={node.id: [(edge, document.node(edge.target)) for edge in ordered(document.out_of(node.id))] for node in document.nodes},
+        below={
+            node.id: [(edge, document.node(edge.target)) for edge in ordered(document.out_of(node.id))] for node in document.nodes
+        },
         taint=taint,
         words=licences.WORDS[taint.terms],
         anchors={node.id: f"n{number}" for number, node in enumerate(document.nodes)},
