@@ -25,7 +25,16 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import _controls_cluster, _controls_gate, _controls_kfp, _controls_speed, _controls_store
+from benchmarks import (
+    _controls_cluster,
+    _controls_gate,
+    _controls_impact,
+    _controls_kfp,
+    _controls_lineage,
+    _controls_retraining,
+    _controls_speed,
+    _controls_store,
+)
 from benchmarks._controls_crash import CONTROLS, Mutation
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,6 +51,9 @@ TABLE: tuple[Mutation, ...] = (
     *_controls_cluster.CONTROLS,
     *_controls_kfp.CONTROLS,
     *_controls_gate.CONTROLS,
+    *_controls_impact.CONTROLS,
+    *_controls_lineage.CONTROLS,
+    *_controls_retraining.CONTROLS,
 )
 
 

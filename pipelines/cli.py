@@ -23,7 +23,9 @@ import typer
 from model.errors import BiovlmError, ExitCode, PreemptedError, UsageError
 from pipelines import (
     cli_cluster,
+    cli_cost,
     cli_data,
+    cli_impact,
     cli_ledger,
     cli_lineage,
     cli_machine,
@@ -86,6 +88,8 @@ app.add_typer(lineage, name="lineage")
 lineage.command("show")(cli_lineage.show)
 lineage.command("verify")(cli_lineage.verify)
 lineage.command("export")(cli_lineage.export)
+lineage.command("impact")(cli_impact.impact)
+app.command("cost")(cli_cost.cost)
 app.command("reproduce")(cli_reproduce.reproduce)
 app.command("doctor")(cli_machine.doctor)
 app.command("schema")(cli_machine.schema)

@@ -101,11 +101,15 @@ def plan(
     from pipelines.choice import chosen
 
     wanted = chosen(recipe, data, changes or ())
-    from pipelines import plan as plans  # after what can be said at once
+    from pipelines import costs, forecast  # after what can be said at once
+    from pipelines import plan as plans
 
-    steps = plans.plan(wanted, Settings.from_environment())
+    settings = Settings.from_environment()
+    steps = plans.plan(wanted, settings)
+    expected = forecast.forecast(wanted, steps, forecast.earlier(settings), settings)
     if json:
-        output.emit_json([asdict(step) for step in steps])
+        known = {name: one.model_dump() for name, one in expected.steps.items()}
+        output.emit_json([{**asdict(step), "expected": known.get(step.name)} for step in steps])
         return
     show_steps(steps)
 
@@ -117,6 +121,8 @@ def show_steps(steps: Sequence[PlannedStep]) -> None:
     for step in steps:
         if step.memory is not None:
             output.emit(f"memory of {step.name}: {step.memory.text}")
+    for line in costs.forecast_lines(expected):
+        output.emit(line)
 
 
 def _unchanged(wanted: Recipe, json: bool) -> bool:

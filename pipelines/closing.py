@@ -41,6 +41,7 @@ def lines(result: RunResult, tracking_uri: str) -> list[str]:
     if result.decision:
         said.append(f"decision: {result.decision.replace('_', ' ')}")
         said += [f"          - {reason}" for reason in result.reasons]
+    said += [f"{label + ':':<9} {value}" for label, value in _cost(result)]
     said.append("")
     if result.report:
         said.append(f"report:   {result.report}")
@@ -51,6 +52,16 @@ def lines(result: RunResult, tracking_uri: str) -> list[str]:
     said.append(f"curves:   mlflow ui --backend-store-uri {tracking_uri}")
     said.append(f"logs:     {result.folder}")
     return said
+
+
+def _cost(result: RunResult) -> list[tuple[str, str]]:
+    """What reuse saved and how wrong the forecast was; the time itself stands above."""
+    from pipelines import costs
+
+    return [
+        ("cost" if label == "this run" else label, value)
+        for label, value in costs.rows(result.cost, result.saved, result.forecast)
+    ]
 
 
 def figures(found: Mapping[str, Any]) -> str:

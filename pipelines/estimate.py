@@ -54,13 +54,17 @@ def estimate(recipe: Recipe, records: Mapping[str, float], shapes: Shapes, tflop
         shapes: Of its base models.
         tflops: Peak of one GPU.
     """
-    weights = shapes.blocks * shapes.block_values + shapes.vocabulary * shapes.width + shapes.tower_values
     rate = tflops * 1e12 * SHARE * 3600
     hours = {}
     for stage in STAGE_NAMES:
         tokens = records[stage] * getattr(recipe.stages, stage).epochs * recipe.model.context_tokens
-        hours[stage] = OPERATIONS * weights * tokens / rate if recipe.resources.gpus_per_worker else 0.0
+        hours[stage] = OPERATIONS * weights(shapes) * tokens / rate if recipe.resources.gpus_per_worker else 0.0
     return Estimate(hours)
+
+
+def weights(shapes: Shapes) -> int:
+    """Values that a token passes, the vision tower's counted as if each did."""
+    return shapes.blocks * shapes.block_values + shapes.vocabulary * shapes.width + shapes.tower_values
 
 
 def judge(recipe: Recipe, found: Estimate, budget: float | None) -> BiovlmError | None:

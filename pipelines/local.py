@@ -35,6 +35,7 @@ from model import recipe as recipes
 from model.config import Recipe
 from model.errors import BiovlmError, CannotWriteError, ExitCode, InternalError, PreemptedError
 from model.manifest import cannot_write
+from pipelines import forecast
 from pipelines import plan as plans
 from pipelines.summary import STEPS, RunResult, summarise
 
@@ -121,6 +122,7 @@ def _show(follower: Follower, display: Display) -> None:
 def _ray_if_needed(recipe: Recipe, settings: Settings) -> Iterator[Settings]:
     """Settings with the address of a Ray for the whole run, if some stage will train."""
     steps = plans.plan(recipe, settings, ask_registry=False) if settings.launcher == "process" else []
+    forecast.keep(forecast.forecast(recipe, steps, forecast.earlier(settings), settings), settings)
     if not any(step.kind == "train" and not step.reused for step in steps):
         yield settings
         return

@@ -14,13 +14,17 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from components.platform import cost as costs
 from components.platform import events, inputs, reference
+from components.platform.cost import Cost
 from components.platform.events import Event, EventType
 from components.platform.reference import Reference
 from components.platform.settings import Settings
 from components.platform.store import open_store
 from model.config import STAGE_NAMES, Recipe
 from model.errors import BiovlmError, ExitCode
+from pipelines.costs import rows
+from pipelines.forecast import Error, compare, kept
 
 STEPS = ("preflight", "data", *STAGE_NAMES, "evaluate", "champion", "register", "promote")
 CURVE_POINTS = 400
@@ -55,6 +59,9 @@ class RunResult(BaseModel):
     decision: str = Field(default="", description="promote, hold or not_enough_data.")
     reasons: tuple[str, ...] = Field(default=(), description="Why it is not `promote`.")
     report: str = Field(default="", description="Path of the page; empty if there is nothing to show.")
+    cost: Cost = Field(default=Cost(), description="Of the steps that ran.")
+    saved: Cost = Field(default=Cost(), description="What the steps that were reused had cost.")
+    forecast: Error | None = Field(default=None, description="How wrong the forecast was; empty if there was none.")
     error: BiovlmError | None = Field(default=None, exclude=True)
 
 
@@ -76,7 +83,11 @@ def summarise(settings: Settings, recipe: Recipe, error: BiovlmError | None, sec
         if step.folder
     }
     receipt, decision = (artifacts[name].facts if name in artifacts else {} for name in ("register", "promote"))
-    page = _page(settings, recipe, steps, artifacts) if "evaluate" in artifacts else None
+    spent, saved = costs.of_run(log)
+    whole = costs.total(spent.values()), costs.total(saved.values())
+    error_of_forecast = compare(kept(settings.run_folder), spent)
+    told = rows(*whole, error_of_forecast)
+    page = _page(settings, recipe, steps, artifacts, told) if "evaluate" in artifacts else None
     return RunResult(
         run_id=settings.run_id,
         folder=str(settings.run_folder),
@@ -89,6 +100,9 @@ def summarise(settings: Settings, recipe: Recipe, error: BiovlmError | None, sec
         decision=str(decision.get("verdict", "")),
         reasons=tuple(reason["message"] for reason in decision.get("reasons", ()) if not reason["passed"]),
         report=str(page or ""),
+        cost=whole[0],
+        saved=whole[1],
+        forecast=error_of_forecast,
         error=error,
     )
 
@@ -110,7 +124,13 @@ def _step(name: str, mine: list[Event]) -> StepResult:
     )
 
 
-def _page(settings: Settings, recipe: Recipe, steps: tuple[StepResult, ...], artifacts: Mapping[str, Reference]) -> Path:
+def _page(
+    settings: Settings,
+    recipe: Recipe,
+    steps: tuple[StepResult, ...],
+    artifacts: Mapping[str, Reference],
+    cost: tuple[tuple[str, str], ...],
+) -> Path:
     """Write `report.html`; its path."""
     from model.evaluation.report import Curve, ReportInputs, Step, write_report  # jinja2 and PIL
     from model.evaluation.results import read_report
@@ -130,6 +150,7 @@ def _page(settings: Settings, recipe: Recipe, steps: tuple[StepResult, ...], art
         curves=tuple(Curve(stage, points) for stage in STAGE_NAMES if (points := _curve(settings, stage, artifacts))),
         data=_data(artifacts["data"]),
         lineage=tuple((name, f"{ref.kind} {ref.digest}") for name, ref in artifacts.items()),
+        cost=cost,
         samples=_samples(settings, recipe, artifacts),
         steps=tuple(Step(step.name, step.seconds, "done" if step.state in ("ran", "checked") else step.state) for step in steps),
     )

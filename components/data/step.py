@@ -1,7 +1,8 @@
 """The data step: one revision of every data set and base model in the store, verified, looked at, compared.
 
 1. Demo data that is asked for and missing is built (`registry.ensure`).
-2. The key is made of the digests that the revisions name, so `HEAD` is reused exactly as long as it names the same bytes.
+2. The key is made of the digests that the revisions name, so `HEAD` is reused exactly as long as it names the same bytes. What was
+   withdrawn is refused (exit 77).
 3. Sets and base models are laid into the store, verified byte by byte, and published for the steps on other machines.
 4. Every record and image of the sets is read once; too many bad ones end the run with exit 65.
 5. Images and groups of what trains and of what is asked are compared; shared ones are said, and shown in the report.
@@ -20,6 +21,7 @@ from components.data import look
 from components.data.registry import Materialised, Registry
 from components.data.registry_url import open_registry
 from components.platform.events import EventLog, EventType
+from components.platform.impact import listed, marks
 from components.platform.reference import Reference
 from components.platform.settings import Settings
 from components.platform.step import Work, run_step
@@ -63,13 +65,17 @@ def _build_and_identify(content: dict[str, Any], given: Mapping[str, Reference])
         log.write(EventType.NOTE, message=line)
 
     registry.ensure((*wanted.data.sets, *wanted.bases), tell)
-    return identity(wanted, registry)
+    found = identity(wanted, registry)
+    marks.refuse(open_store(settings), found)  # before the key is looked up: a stored result is not to be used either
+    return found
 
 
 def _still_good(stored: manifest.Manifest) -> bool:
     """Whether the folders that the artifact names are as they were."""
     store = open_store(Settings.from_environment())
     named = [entry for group in ("sets", "bases") for entry in stored.facts[group].values()]
+    if not set(listed.known(store)) <= set(stored.facts.get("withdrawals", ())):
+        return False  # a list came since: the records are looked at again
     return all(store.holds(entry["uri"], entry["digest"]) for entry in named)
 
 
@@ -82,12 +88,14 @@ def _produce(work: Work) -> None:
     bases = registry.materialise(wanted.bases, "HEAD", store) if wanted.bases else {}
     for found in (*sets.values(), *bases.values()):
         work.store.publish(work.store.uri(found.path))
+    lists = listed.known(work.store)
     audit = _audit(wanted, sets, work)
     facts = {
         "sets": {name: _facts(found, store) for name, found in sets.items()},
         "bases": {name: _facts(found, store) for name, found in bases.items()},
         "limits": {"max_quarantined": wanted.data.max_quarantined, "max_image_pixels": wanted.data.max_image_pixels},
         "excluded": {name: part["excluded"] for name, part in audit["sets"].items()},
+        **({"withdrawals": lists} if lists else {}),
         "figures": {"records": sum(sum(part["kept"].values()) for part in audit["sets"].values())},
     }
     with manifest.commit(work.final, KIND, facts=facts) as folder:
@@ -114,11 +122,13 @@ def _audit(wanted: DataSlice, sets: dict[str, Materialised], work: Work) -> dict
 
     opened: dict[str, DataSet] = {}
     parts: dict[str, Any] = {}
+    withdrawn = listed.Lists.of(work.store)
     for done, (name, found) in enumerate(sets.items()):
         report = check(found.path, wanted.data)
         report.refuse()
         audit = Audit({name: report.excluded}, wanted.data.max_quarantined, wanted.data.max_image_pixels)
         opened[name] = audit.open(name, found.path, verify=False)
+        withdrawn.refuse(name, opened[name])
         counts = {split: statistics(opened[name], split) for split in opened[name].splits}
         parts[name] = {**report.facts(), "excluded": report.excluded, "splits": counts}
         work.log.write(EventType.PROGRESS, done=done + 1, total=len(sets) + 1, unit="data sets")

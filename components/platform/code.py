@@ -32,7 +32,7 @@ CODE: dict[str, tuple[str, ...]] = {
 """Kind of step -> files and folders, relative to the root of the code."""
 PACKAGES = ("model", "components", "pipelines")
 REVISION = "revision.json"
-"""In the root of code that lies in an image: the commit that it came from, as `revision` gives it."""
+"""In the root of code that lies in an image: the commit that it came from, as `revision` gives it, and the digest of its lock."""
 LEFT_OUT = ("model/data/sources", "model/evaluation/report")
 """Prefixes of paths under the folders above whose content does not touch any step's result."""
 
@@ -71,7 +71,8 @@ def everything(root: Path = ROOT) -> str:
 def revision(root: Path = ROOT) -> dict[str, str | bool]:
     """Commit of the code and whether it was changed since; `unknown` where it comes neither from a checkout nor from an image."""
     if (root / REVISION).is_file():
-        return dict(json.loads((root / REVISION).read_text(encoding="utf-8")))
+        found = json.loads((root / REVISION).read_text(encoding="utf-8"))
+        return {"commit": str(found["commit"]), "dirty": bool(found["dirty"])}
     command = ("git", "-C", str(root), "status", "--porcelain=v2", "--branch", "--", "model", "components", "pipelines")
     try:
         lines = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.splitlines()

@@ -59,6 +59,8 @@ class Result:
     """Of the libraries that made it."""
     job: str = ""
     """Drawn anew by each entrypoint: tells its result from that of an earlier one."""
+    work_seconds: float | None = None
+    """How long the entrypoint worked, from its first to its last line."""
     origin: dict[str, Any] = field(default_factory=dict)
     """Machine, lock and Ray job of the entrypoint (components/platform/origin.py)."""
 

@@ -104,6 +104,8 @@ class Mirror:
         tracking.tags(child, tags)
         if event.facts.get("figures"):
             tracking.curves(child, [(0, event.time, _numbers(event.facts["figures"]))])
+        if event.facts.get("cost"):
+            tracking.curves(child, [(0, event.time, _numbers({f"cost.{k}": v for k, v in event.facts["cost"].items()}))])
         tracking.files(child, [p for p in sorted(folder.glob("*")) if _is_small(p)], "artifact")
 
     def _sets_read(self, record: StepRecord) -> dict[str, dict[str, Any]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import shutil
+import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -92,6 +93,9 @@ class Objects:
         self._bucket, self._prefix = bucket, prefix
         self.label = f"{SCHEME}{bucket}/{prefix}" if prefix else f"{SCHEME}{bucket}"
         self._client = client or _client()
+        self._count = threading.Lock()
+        self.received = self.sent = 0
+        """Bytes of objects that came and went through this object, for `components.platform.cost`."""
 
     def at(self, *parts: str) -> Objects:
         """What lies below `parts`, with the same client."""
@@ -117,17 +121,20 @@ class Objects:
             if _code(error) in TAKEN:
                 return False
             raise
+        self._moved(sent=len(content))
         return True
 
     @answered
     def put(self, name: str, content: bytes) -> None:
         """Make an object, or replace it."""
         self._client.put_object(Bucket=self._bucket, Key=self._key(name), Body=content)
+        self._moved(sent=len(content))
 
     @answered
     def get(self, name: str) -> bytes:
         """The bytes of an object."""
         content: bytes = self._client.get_object(Bucket=self._bucket, Key=self._key(name))["Body"].read()
+        self._moved(received=len(content))
         return content
 
     def find(self, name: str) -> bytes | None:
@@ -140,11 +147,13 @@ class Objects:
     @answered
     def upload(self, path: Path, name: str) -> None:
         """Make an object of a file, in parts if it is large; for those, boto3 starts threads, which cost a small one most of its time."""
-        if path.stat().st_size < PARTS_FROM_BYTES:
+        size = path.stat().st_size
+        if size < PARTS_FROM_BYTES:
             with path.open("rb") as stream:
                 self._client.put_object(Bucket=self._bucket, Key=self._key(name), Body=stream)
-            return
-        self._client.upload_file(str(path), self._bucket, self._key(name))
+        else:
+            self._client.upload_file(str(path), self._bucket, self._key(name))
+        self._moved(sent=size)
 
     @answered
     def download(self, name: str, path: Path) -> None:
@@ -152,6 +161,7 @@ class Objects:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("wb") as stream:
             shutil.copyfileobj(self._client.get_object(Bucket=self._bucket, Key=self._key(name))["Body"], stream, 2**20)
+            self._moved(received=stream.tell())
 
     @answered
     def copy(self, name: str, to: str) -> None:
@@ -169,6 +179,11 @@ class Objects:
                 raise CannotWriteError(
                     f"{len(answer['Errors'])} objects cannot be removed from {self.label}", "remove them by hand"
                 )
+
+    def _moved(self, received: int = 0, sent: int = 0) -> None:
+        with self._count:  # files are moved side by side
+            self.received += received
+            self.sent += sent
 
     def _key(self, name: str) -> str:
         return f"{self._prefix}/{name}" if self._prefix else name

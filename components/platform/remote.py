@@ -16,6 +16,7 @@ import os
 import shutil
 import sys
 import threading
+import time
 import uuid
 from typing import Any
 
@@ -39,6 +40,7 @@ def main(spec_uri: str) -> int:
     Raises:
         BiovlmError: The spec or its store cannot be read; nobody could be told another way.
     """
+    started = time.monotonic()
     desk = Desk.at(spec_uri)
     spec, token = desk.spec(), uuid.uuid4().hex
     settings = spec.settings(Settings.from_environment())
@@ -56,7 +58,18 @@ def main(spec_uri: str) -> int:
     tries = _counted(spec, desk, places) - began
     code = said.exit_code if said else ExitCode.DONE
     text = (said.message, said.hint) if said else ("", "")
-    desk.write_result(Result(int(code), *text, tries=tries, digest=digest, versions=versions(), job=token, origin=_origin()))
+    desk.write_result(
+        Result(
+            int(code),
+            *text,
+            tries=tries,
+            digest=digest,
+            versions=versions(),
+            job=token,
+            origin=_origin(),
+            work_seconds=time.monotonic() - started,
+        )
+    )
     return int(code)
 
 

@@ -83,6 +83,13 @@ class SharedStore(Store):
             )
         return found
 
+    def names(self, folder: str) -> list[str]:
+        found = (name.removeprefix(f"{folder}/").split("/") for name in self.objects.names(f"{folder}/"))
+        return sorted(parts[0] for parts in found if parts[1:] == [FILE_NAME])
+
+    def moved(self) -> tuple[int, int]:
+        return self.objects.received, self.objects.sent
+
     def address(self, uri: str) -> str:
         return f"{self.objects.label}/{FILES}/{self.manifest_of(uri).digest}"
 

@@ -29,6 +29,7 @@ from typing import Any
 
 from components.platform import code, events, reference
 from components.platform import origin as origins
+from components.platform.cost import Meter
 from components.platform.events import EventLog, EventType
 from components.platform.heavy import Result
 from components.platform.lineage import steps
@@ -128,12 +129,16 @@ def run_step(
             stored = store.lookup(kind, key, lambda sentence: tell(message=sentence))
             if stored is not None and (still_good is None or still_good(stored)):
                 result = Reference.to(store.folder(kind, key), stored)
-                log.write(EventType.REUSED, facts=_facts(kind, key, result))
+                log.write(EventType.REUSED, facts=_facts(kind, key, result) | _cost(store.record(kind, key)))
             else:
-                parents = _verified(given, store, elsewhere=heavy and settings.launcher != "process")
-                folders = store.folder(kind, key), store.scratch(kind, key)
-                work = Work(settings, store, log, name, piece, key, *folders, given, parents, kind)
-                result = _make(store, work, _record(kind, identity, work), produce)
+                with Meter(store.moved) as meter:
+                    parents = _verified(given, store, elsewhere=heavy and settings.launcher != "process")
+                    folders = store.folder(kind, key), store.scratch(kind, key)
+                    work = Work(settings, store, log, name, piece, key, *folders, given, parents, kind)
+                    record = _record(kind, identity, work)
+                    store.write_record(record)
+                    there = produce(work)
+                result = _keep(store, work, record, there, meter)
         result.write(Path(out), store.root)
     return result
 
@@ -220,15 +225,15 @@ def _verified(given: Mapping[str, Reference], store: Store, elsewhere: bool) -> 
     return {role: ref.digest for role, ref in given.items() if not ref.is_none}
 
 
-def _make(store: Store, work: Work, record: StepRecord, produce: Callable[[Work], Result | None]) -> Reference:
-    store.write_record(record)
-    there = produce(work)
+def _keep(store: Store, work: Work, record: StepRecord, there: Result | None, meter: Meter) -> Reference:
+    """Complete the record of what was made, and let all see both."""
+    cost = meter.cost(record.origin.gpus if record.origin else 0, there.work_seconds if there else None)
     seconds = time.time() - record.started
-    record = _with_there(record, there).model_copy(update={"seconds": seconds})
+    record = _with_there(record, there).model_copy(update={"seconds": seconds, "cost": cost})
     store.write_record(record)
     result = Reference.to(work.final, store.publish(store.uri(work.final), record))
     steps.write(store, record.kind, record.key)
-    work.log.write(EventType.FINISHED, seconds=seconds, facts=_facts(record.kind, work.key, result))
+    work.log.write(EventType.FINISHED, seconds=seconds, facts=_facts(record.kind, work.key, result) | _cost(record))
     return result
 
 
@@ -272,6 +277,11 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found
+
+
+def _cost(record: StepRecord | None) -> dict[str, Any]:
+    """What the result cost when it was made, for an event."""
+    return {"cost": record.cost.model_dump(exclude_none=True)} if record and record.cost else {}
 
 
 def _facts(kind: str, key: str, result: Reference) -> dict[str, Any]:

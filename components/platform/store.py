@@ -25,6 +25,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from components.platform.cost import Cost
 from components.platform.origin import Origin
 from components.platform.settings import Settings
 from model import manifest
@@ -59,6 +60,7 @@ class StepRecord(BaseModel):
     revision: dict[str, str | bool] = Field(default_factory=dict, description="Commit of the checkout, and whether it was dirty.")
     versions: dict[str, str] = Field(default_factory=dict, description="Library -> version.")
     origin: Origin | None = Field(default=None, description="Where and by whom it was made.")
+    cost: Cost | None = Field(default=None, description="What it cost; empty if the process died right after writing the result.")
     started: float = Field(description="Seconds since 1970.")
     seconds: float | None = Field(
         default=None, description="Wall time; empty if the process died right after writing the result."
@@ -110,6 +112,14 @@ class Store:
     def manifest_of(self, uri: str) -> manifest.Manifest:
         """What the artifact at `uri` says of itself, its files unseen. Errors as `model.manifest.read`."""
         return manifest.read(self._inside(uri))
+
+    def names(self, folder: str) -> list[str]:
+        """Names of the whole artifacts that lie in `folder`, relative to the store, sorted."""
+        return sorted(path.parent.name for path in (self.root / folder).glob(f"[!.]*/{manifest.FILE_NAME}"))
+
+    def moved(self) -> tuple[int, int]:
+        """Bytes that this process received from what is shared, and sent there. A folder is not shared."""
+        return 0, 0
 
     def address(self, uri: str) -> str:
         """Where others find the files of the artifact at `uri`."""

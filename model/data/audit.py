@@ -89,7 +89,7 @@ def leakage(
     looked: dict[Path, tuple[str, int]] = {}
     for path in {path for paths in splits.values() for path in paths}:
         image = decode(path, max_pixels)
-        looked[path] = (pixel_digest(image), _perceptual_hash(image))
+        looked[path] = (pixel_digest(image), perceptual_hash(image))
     pictures = {name: dict(looked[path] for path in paths) for name, paths in splits.items()}
     leaks = []
     for first, other in combinations(splits, 2):
@@ -129,7 +129,7 @@ def statistics(dataset: DataSet, split: str, kinds: Collection[Kind] = ()) -> di
     }
 
 
-def _perceptual_hash(image: Any) -> int:
+def perceptual_hash(image: Any) -> int:
     """64 bits: signs of the low frequencies of a picture, nearly the same after scaling or recompression."""
     # Imported here: training needs this module's neighbours and not imagehash.
     import imagehash

@@ -98,6 +98,8 @@ class ReportInputs:
     """Data sets, versions, counts and findings of the audit."""
     lineage: tuple[tuple[str, str], ...] = ()
     """Digests, revisions and licences."""
+    cost: tuple[tuple[str, str], ...] = ()
+    """What the run cost, what reuse saved, and how wrong the forecast was."""
     samples: tuple[Sample, ...] = ()
     steps: tuple[Step, ...] = ()
 

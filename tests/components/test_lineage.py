@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import shutil
@@ -17,6 +18,7 @@ from components.platform.lineage.licences import Terms
 from components.platform.mirror import Mirror
 from components.platform.settings import Settings
 from components.platform.tracking import DIGEST_CHARS, Tracking
+from model import manifest
 from model.errors import BiovlmError, MissingInputError
 from tests.components import tampering
 from tests.components.chain import Chain
@@ -232,6 +234,75 @@ def test_a_changed_byte_is_found_wherever_it_is_and_its_place_is_named(chain, ve
                 text = tampering.said(chain.settings, version)
             assert place.named in text, (part, str(place.path), at, text)
     assert tampering.said(chain.settings, version) == ""
+
+
+@contextlib.contextmanager
+def replaced(path, content):
+    before = path.read_bytes()
+    path.write_bytes(content)
+    try:
+        yield
+    finally:
+        path.write_bytes(before)
+
+
+def broken(chain, version):
+    return dict(auditing.verify(chain.settings, version).broken)
+
+
+def test_a_manifest_that_says_the_same_in_other_bytes_is_found(chain, version):
+    path = chain.read("task").folder / manifest.FILE_NAME
+    with replaced(path, path.read_bytes().replace(b"\n ", b"\n\t", 1)):
+        assert "other bytes" in broken(chain, version)[f"steps/train/{path.parent.name}"]
+
+
+def test_a_step_s_lineage_that_tells_other_facts_than_its_record_is_found_with_the_fact(chain, version):
+    name = steps.name_of("train", chain.read("align").folder.name)
+    said = chain.store.small(name)
+    assert said.count(b'"seed": 7') == 2  # of the checkpoint, and of the step
+    with replaced(chain.store.root / name, said.replace(b'"seed": 7', b'"seed": 8', 1)):
+        assert "seed is not what the record and the result say" in broken(chain, version)[name]
+
+
+def test_an_edge_that_is_left_out_is_found_also_if_whoever_did_it_sealed_the_receipt_anew(chain, version):
+    folder = chain.read("receipt of task").folder
+    said = steps.parse((folder / "lineage.json").read_bytes(), "lineage")
+    edge = next(edge for edge in said.edges if edge.role == "learned from")
+    less = said.model_copy(update={"edges": tuple(one for one in said.edges if one is not edge)})
+    old = manifest.read(folder)
+    with replaced(folder / "lineage.json", less.to_bytes()), replaced(folder / manifest.FILE_NAME, b""):
+        (folder / manifest.FILE_NAME).unlink()
+        manifest.seal(folder, old.kind, old.parents, old.facts)
+        found = broken(chain, version)
+    assert "-learned from-> set" in found["the version's lineage as the union of its steps'"]
+    assert "tag biovlm.lineage" in found
+    assert any("does not cover it" in problem or "signature" in place for place, problem in found.items())
+
+
+def test_a_version_whose_signature_was_taken_away_is_found(chain, version):
+    (export,) = (edge.target.partition(":")[2] for edge in stored(chain, version).edges if edge.role == "served as")
+    folder = chain.store.root / "signatures" / export
+    folder.rename(folder.with_name("away"))
+    try:
+        found = broken(chain, version)
+    finally:
+        folder.with_name("away").rename(folder)
+    assert f"signature of exports/{chain.read('task').digest}, signatures/{export}" in found
+
+
+def stored(chain, version):
+    return auditing.read(chain.settings, version)
+
+
+def test_a_ledger_that_lost_its_end_is_found(chain, version):
+    (entry,) = (place.path for place in tampering.places(chain.settings, version) if place.part == "ledger")
+    content = entry.read_bytes()
+    entry.unlink()
+    try:
+        found = broken(chain, version)
+    finally:
+        entry.write_bytes(content)
+    assert "registry remembers entry 1" in found["ledger of mini"]
 
 
 def test_an_edited_tag_and_a_lost_artifact_are_found_and_named(chain, version):

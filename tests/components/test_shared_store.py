@@ -96,8 +96,10 @@ def test_a_reused_step_downloads_nothing_and_its_reader_verifies_every_byte(pod,
     reused = second.step(tmp_path / "b.json")
     assert (second.runs, reused.digest) == (0, made.digest)
     assert not reused.folder.exists()
-    second.step(tmp_path / "c.json", {"seed": 2}, "instruct", parent=str(tmp_path / "b.json"))
+    third = second.step(tmp_path / "c.json", {"seed": 2}, "instruct", parent=str(tmp_path / "b.json"))
     assert manifest.verify(reused.folder).digest == made.digest
+    brought = sum(entry.size_bytes for entry in manifest.read(reused.folder).files)
+    assert second.store.record("train", third.folder.name).cost.bytes_received >= brought > 0
 
 
 def test_of_two_that_make_the_same_the_first_stands_and_the_second_takes_it(pod, tmp_path):

@@ -65,6 +65,7 @@ def test_a_defect_is_one_line_and_a_log_without_the_errors_text(monkeypatch, cap
         (["train", "--stage", "alin", "--out", "x"], 64, "align, instruct, task"),
         (["chat", "--image", "nowhere.png", "what?"], 66, "no image at nowhere.png"),
         (["lineage", "show", "biovlm-tiny"], 64, "models:/NAME@champion"),
+        (["lineage", "show", "models:/m/1", "--json", "--html", "x"], 64, "choose one"),
         (["plan", "--recipe", "tinny"], 78, "did you mean `tiny`"),
         (["plan", "--set", "stages.task.epoch=2"], 78, "did you mean `epochs`"),
         (["plan", "--set", "epochs"], 78, "--set stages.task.epochs=2"),
@@ -89,6 +90,7 @@ def test_what_cannot_be_done_is_said_with_the_way_out(arguments, code, said, cap
         (["registry", "history", "biovlm-tiny"], 66),
         (["lineage", "show", "models:/biovlm-tiny@champion"], 66),
         (["lineage", "verify", "models:/biovlm-tiny/1"], 66),
+        (["lineage", "export", "models:/biovlm-tiny/1"], 66),
         (["evaluate"], 66),
         (["chat", "--image", str(RECIPES / "tiny.yaml"), "what?"], 65),  # no image, which is told before a model is looked for
     ],

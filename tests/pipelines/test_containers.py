@@ -20,6 +20,8 @@ import pytest
 
 from components.platform import events
 from components.platform.events import EventType
+from components.platform.lineage import version
+from components.platform.lineage.graph import Kind
 from components.platform.settings import Settings
 from components.platform.store import Store
 from model.errors import MissingInputError, RefusedError
@@ -29,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 STEPS = ("preflight", "data", "train", "evaluate", "register", "promote")
 OF_ITS_SERVERS = {"tracking", "receipt"}
 """What of an identity a new MLflow server decides: its own mark, and through the receipt its ids."""
-HEAVY = ("torch", "ray", "transformers", "peft")
+OF_ITS_OWN = {Kind.RUN, Kind.MACHINE, Kind.LOCK, Kind.LIBRARIES, Kind.SIGNATURE, Kind.EXPORT}
 lane = [
     pytest.mark.docker,
     pytest.mark.lane,
@@ -194,21 +196,16 @@ def records(home, result):
     return {step: store.record(facts["kind"], facts["key"]) for step, facts in ends.items()}
 
 
-def nodes(home, result):
-    """Every node of the lineage of the version that a run made, from the top."""
-    record = records(home, result)["register"]
-    left = [json.loads((home / "store" / "steps" / "register" / record.key / "lineage.json").read_text())]
-    while left:
-        yield left[0]
-        left = [*left[0]["children"], *left[1:]]
+def lineage_of(home, result):
+    """The lineage of the version that a run made."""
+    return version.read(Store(home / "store"), records(home, result)["register"].key)
 
 
-def bare_of_facts(node):
-    return node["kind"], node["name"], node["digest"], len(node["children"])
-
-
-def minor(node):
-    return node["facts"].get("python", "").split(".")[:2]
+def edges_of(document):
+    """Edges between what an image has not of its own, without their facts."""
+    kinds = {node.id: node.kind for node in document.nodes}
+    ends = ((edge.source, edge.role, edge.target) for edge in document.edges)
+    return sorted((a, role, b) for a, role, b in ends if not {kinds[a], kinds[b]} & OF_ITS_OWN)
 
 
 class TestInContainers:
@@ -242,15 +239,23 @@ class TestInContainers:
             }, step
 
     def test_the_lineage_of_the_version_is_the_same_but_for_what_an_image_has_of_its_own(self, results):
-        """The same tree of digests, commits and licences. An image brings another patch release of Python, and the launcher, which made
-        the data, names no library that it has not got."""
-        one, other = (list(nodes(*results[name])) for name in ("containers", "processes"))
-        assert [bare_of_facts(node) for node in one] == [bare_of_facts(node) for node in other]
-        for a, b in zip(one, other, strict=True):
-            light = a["kind"] == "code" and a["name"] not in ("train", "evaluate")
-            differ = {key for key in {*a["facts"], *b["facts"]} if a["facts"].get(key) != b["facts"].get(key)}
-            assert differ <= {"run", "python", *(HEAVY if light else ())}, (a["kind"], a["name"])
-            assert minor(a) == minor(b)
+        """The same graph of digests, keys, commits and licences. An image has another run, machine and lock, another patch release of
+        Python, and the launcher, which made the data, names no library that it has not got."""
+        one, other = (lineage_of(*results[name]) for name in ("containers", "processes"))
+        assert edges_of(one) == edges_of(other)
+        for kind in (
+            Kind.CHECKPOINT,
+            Kind.REPORT,
+            Kind.DATA,
+            Kind.SET,
+            Kind.BASE,
+            Kind.CODE,
+            Kind.COMMIT,
+            Kind.SLICE,
+            Kind.RECIPE,
+        ):
+            assert one.of(kind) == other.of(kind) != (), kind
+        assert [node.digest for node in one.of(Kind.STEP)] == [node.digest for node in other.of(Kind.STEP)]
 
     def test_nothing_of_a_run_is_left(self, results):
         left = subprocess.run(

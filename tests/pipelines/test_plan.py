@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import shutil
 
+from components.data import step as data_step
+from components.data.registry import Registry
 from components.platform.events import EventLog, EventType
+from components.platform.impact import marks, withdrawals
+from components.platform.impact.answer import Answer, TouchedSet
+from components.platform.impact.question import Item, Subject
 from components.platform.settings import Settings
 from components.platform.store import StepRecord
 from model.config import Recipe
 from model.errors import ExitCode, RefusedError
+from model.manifest import canonical_json
+from model.recipe import slices
 from pipelines import local, plan_memory
 from pipelines import plan as plans
 from pipelines.summary import STEPS
@@ -109,3 +116,30 @@ def test_without_the_base_models_the_stage_decides_when_it_starts(tmp_path):
     settings = Settings.from_environment({"BIOVLM_HOME": str(tmp_path / "home")})
     said = [step.memory.text for step in plans.plan(micro.recipe(), settings) if step.memory is not None]
     assert said == [plan_memory.LATER] * 3
+
+
+def test_a_withdrawn_data_set_is_refused_also_where_its_result_is_stored(home, tmp_path, monkeypatch, capsys):
+    shutil.copytree(home, tmp_path / "home", symlinks=True)
+    for name, value in (("BIOVLM_HOME", str(tmp_path / "home")), ("BIOVLM_RUN_ID", "r"), ("BIOVLM_MIRRORED", "1")):
+        monkeypatch.setenv(name, value)
+    mine, piece = Settings.from_environment(), canonical_json(slices(micro.recipe())["data"])
+
+    def code():
+        try:
+            data_step.run(piece, str(tmp_path / "data.json"))
+        except SystemExit as end:
+            return end.code
+        return 0
+
+    assert code() == 0
+    notice = marks.Notice("a" * 64, "officer", "consent withdrawn")
+    withdrawals.withdraw(mine, [Item(Subject.PATIENT, "train-3")], Answer(), notice)
+    assert code() == 77
+    assert "holds 3 records that were withdrawn" in capsys.readouterr().err
+
+    shutil.rmtree(mine.store / "withdrawn-lists")
+    assert code() == 0
+    held = TouchedSet("mini", Registry(mine.home).version("mini").digest, "", 1)
+    withdrawals.withdraw(mine, [], Answer(sets=(held,)), notice)
+    assert code() == 77
+    assert "set mini" in capsys.readouterr().err

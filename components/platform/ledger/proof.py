@@ -2,7 +2,8 @@
 
 1. Its receipt and checkpoint are those of which the ledger tells; the tags of the registry only say where to look.
 2. The signatures of its receipt, its report and its export hold, every byte (of the export by its manifest where its bytes are on other machines).
-3. Every data set and base model that it was made from has a licence, and they are those with which it passed the gate.
+3. Neither it nor anything that it was made from is withdrawn (components/platform/impact/marks.py).
+4. Every data set and base model that it was made from has a licence, and they are those with which it passed the gate.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Mapping
 
 from components.platform import signing
 from components.platform.champion import CHECKPOINT_DIGEST, RECEIPT_KEY
+from components.platform.impact import marks
 from components.platform.ledger.chain import passing
 from components.platform.ledger.registry import Book
 from components.platform.store import Store, open_store
@@ -57,7 +59,7 @@ def signatures(book: Book, store: Store, receipt: str, export: str, checkpoint: 
         checkpoint: Digest of the checkpoint that it must be made from.
 
     Raises:
-        RefusedError: One does not hold. MissingInputError: One is gone.
+        RefusedError: One does not hold, or what it was made from is withdrawn. MissingInputError: One is gone.
     """
     record = store.record("register", receipt)
     if record is None:
@@ -65,6 +67,7 @@ def signatures(book: Book, store: Store, receipt: str, export: str, checkpoint: 
             f"there is no record of the receipt {receipt[:12]}", "the store was emptied; run the recipe again"
         )
     report = record.inputs["report"]
+    marks.refuse_version(store, receipt)
     found, settings = store.manifest_of(export), book.settings
     if found.parents.get("checkpoint") != checkpoint:
         raise RefusedError(f"{export} is the export of another checkpoint", "remove it, and run the recipe again")

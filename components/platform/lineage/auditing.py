@@ -72,11 +72,14 @@ def _signatures(settings: Settings, store: Store, stored: Document, receipt: str
     is told by its lineage, and is refused where signing is on."""
     signed = {str(edge.facts["uri"]): edge.target for edge in stored.out_of(stored.about) if edge.role in SIGNED}
     for uri, target in {**signed, receipt: ""}.items():
+        digest = target.partition(":")[2]
         try:
-            signing.verify(store, settings, uri, target.partition(":")[2] or None)
-            result.note(f"signature of {uri}", [])
+            digest = digest or store.manifest_of(uri).digest
+            signing.verify(store, settings, uri, digest)
+            problems = []
         except BiovlmError as error:
-            result.note(f"signature of {uri}", [error.message])
+            problems = [error.message]
+        result.note(f"signature of {uri}, {signing.uri_of(digest)}", problems)
 
 
 def _registry(settings: Settings, found: Version, stored: Document, facts: Mapping[str, Any], result: proof.Proof) -> None:
