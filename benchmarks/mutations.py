@@ -32,6 +32,7 @@ from benchmarks import (
     _controls_kfp,
     _controls_ledger,
     _controls_lineage,
+    _controls_retraining,
     _controls_speed,
     _controls_store,
 )
@@ -52,6 +53,7 @@ TABLE: tuple[Mutation, ...] = (
     *_controls_kfp.CONTROLS,
     *_controls_ledger.CONTROLS,
     *_controls_lineage.CONTROLS,
+    *_controls_retraining.CONTROLS,
     *_controls_speed.CONTROLS,
     *_controls_store.CONTROLS,
 )

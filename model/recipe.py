@@ -121,14 +121,14 @@ def _find(name: str, folders: Sequence[Path]) -> Path:
         what = "it is a folder" if path.is_dir() else "there is no such file"
         raise ConfigError(f"no recipe at {name}: {what}", "give the path of a YAML file, or the name of a recipe of biovlm")
     known = sorted({n for folder in folders for n in names(folder)})
-    raise ConfigError(f"unknown recipe {name!r}{_nearest(name, known)}", f"known recipes: {', '.join(known) or 'none'}")
+    raise ConfigError(f"unknown recipe {name!r}{nearest(name, known)}", f"known recipes: {', '.join(known) or 'none'}")
 
 
 def _read_extended(path: Path, folder: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path in seen or len(seen) > MAX_EXTENDS:
         chain = " -> ".join(p.stem for p in (*seen, path))
         raise ConfigError(f"recipes extend each other in a circle: {chain}", "remove one `extends:`")
-    raw = _read(path)
+    raw = read_yaml(path)
     parent = raw.pop("extends", None)
     if parent is None:
         return raw
@@ -139,8 +139,8 @@ def _read_extended(path: Path, folder: Path, seen: tuple[Path, ...]) -> dict[str
     return _merge(_read_extended(above, folder, (*seen, path)), raw)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file."""
+def read_yaml(path: Path, what: str = "a recipe") -> dict[str, Any]:
+    """The mapping in a YAML file, in which every key stands once. ConfigError, with the line, if it is none."""
     try:
         raw = _parse(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
@@ -152,7 +152,9 @@ def _read(path: Path) -> dict[str, Any]:
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         raise ConfigError(f"{where}: not YAML: {_problem(error)}", "mend the line") from None
     if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: a recipe is a mapping of fields, this is {type(raw).__name__}", "see the recipe tiny.yaml")
+        raise ConfigError(
+            f"{path}: {what} is a mapping of fields, this is {type(raw).__name__}", "see pipelines/recipes/tiny.yaml"
+        )
     return raw
 
 
@@ -199,7 +201,7 @@ def _letter(error: ValidationError, path: Path, overrides: Sequence[str]) -> tup
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
         known = _known_keys(first["loc"][:-1])
-        return f"{where}: unknown key `{field}`{_nearest(str(first['loc'][-1]), known)}{more}", f"keys there: {', '.join(known)}"
+        return f"{where}: unknown key `{field}`{nearest(str(first['loc'][-1]), known)}{more}", f"keys there: {', '.join(known)}"
     message = first["msg"].removeprefix("Value error, ")
     given = "" if first["type"] in ("missing", "value_error") else f", given {reprlib.repr(first['input'])}"
     return f"{where}: {field or 'recipe'}: {message}{given}{more}", "pipelines/recipes/schema.json describes every field"
@@ -237,6 +239,7 @@ def _resolve(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
     return node
 
 
-def _nearest(word: str, known: Sequence[str]) -> str:
+def nearest(word: str, known: Sequence[str]) -> str:
+    """`; did you mean ...?` for a misspelt word; empty if nothing known is like it."""
     match = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean `{match[0]}`?" if match else ""

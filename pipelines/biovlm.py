@@ -33,23 +33,24 @@ def pipeline(images: Images = Images()) -> Any:
     """The pipeline, with the images that its steps run in."""
 
     @dsl.pipeline(name=NAME, description="Train an assistant in three stages, evaluate it, promote it if it is better.")
-    def biovlm(recipe: str, budget: str = "") -> None:
+    def biovlm(recipe: str, budget: str = "", policy: str = "") -> None:
         """One run of one recipe.
 
         Args:
             recipe: A complete recipe (model.config.Recipe) as JSON.
             budget: GPU hours that the run may cost, as a number; empty for no bound.
+            policy: When to train again, and why, as JSON, for a run that a schedule starts; empty trains in any case.
         """
-        _graph(recipe, budget, images)
+        _graph(recipe, budget, policy, images)
 
     return biovlm
 
 
-def _graph(recipe: str, budget: str, images: Images) -> None:
-    start = preflight(recipe=recipe, budget=budget)
+def _graph(recipe: str, budget: str, policy: str, images: Images) -> None:
+    start = preflight(recipe=recipe, budget=budget, policy=policy)
     champion, tracking, questions = (start.outputs[name] for name in ("champion", "tracking", "evaluate"))
 
-    material = data(piece=start.outputs["data"])
+    material = data(piece=start.outputs["data"], question=start.outputs["question"])
     align = train(piece=start.outputs["align"], data=material.output)
     instruct = train(piece=start.outputs["instruct"], data=material.output, parent=align.output)
     task = train(piece=start.outputs["task"], data=material.output, parent=instruct.output)

@@ -8,13 +8,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from model import recipe as recipes
 from model.config import Recipe
-from model.errors import DataError
+from model.errors import ConfigError, DataError
 
 RECIPES = Path(__file__).parent / "recipes"
 NAME_CHARS = 40
@@ -59,3 +59,14 @@ def on_data(recipe: Recipe, name: str, splits: Mapping[str, Mapping[str, Any]]) 
         f"stages.task.data=[{{set: {name}, split: train, kinds: [{QUESTION}]}}]",
         f"evaluation.benchmarks=[{benchmarks}]",
     ]
+
+
+def must_know(names: Sequence[str], sets: Iterable[str]) -> None:
+    """ConfigError, with the nearest name, if one of `names` (`follow_data` of a file) is not among a recipe's data sets."""
+    known = list(sets)
+    for name in names:
+        if name not in known:
+            raise ConfigError(
+                f"follow_data: the recipe has no data set {name!r}{recipes.nearest(name, known)}",
+                f"its data sets: {', '.join(known)}",
+            )

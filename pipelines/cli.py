@@ -31,6 +31,7 @@ from pipelines import (
     cli_machine,
     cli_model,
     cli_registry,
+    cli_reproduce,
     cli_run,
     cli_schedule,
     output,
@@ -89,6 +90,7 @@ lineage.command("verify")(cli_lineage.verify)
 lineage.command("export")(cli_lineage.export)
 lineage.command("impact")(cli_impact.impact)
 app.command("cost")(cli_cost.cost)
+app.command("reproduce")(cli_reproduce.reproduce)
 app.command("doctor")(cli_machine.doctor)
 app.command("schema")(cli_machine.schema)
 

@@ -1,7 +1,8 @@
-"""`biovlm run`, `plan` and `compile`: the whole pipeline."""
+"""`biovlm run`, `plan` and `compile`: the whole pipeline. What a policy decides stands in `cli_policy`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +12,8 @@ from model.errors import UsageError
 from pipelines import output
 
 if TYPE_CHECKING:
+    from model.config import Recipe
+    from pipelines.plan import PlannedStep
     from pipelines.summary import RunResult
 
 RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="Name of a recipe, or path of a YAML file.", metavar="RECIPE")]
@@ -22,6 +25,10 @@ RunnerName = Annotated[
     str, typer.Option("--runner", help="What a step is: subprocess, or docker (after `make images`).", metavar="RUNNER")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+IfChanged = Annotated[bool, typer.Option("--if-changed", help="Run only if a training stage would; else say `unchanged`.")]
+PolicyFile = Annotated[
+    Path | None, typer.Option("--policy", help="A retraining policy: names the recipe, and decides.", metavar="FILE")
+]
 DEFAULT = "tiny"
 RUNNERS = ("subprocess", "docker")
 SHOWN = 12
@@ -33,18 +40,42 @@ def run(
     data: Data = None,
     changes: Changes = None,
     runner: RunnerName = "subprocess",
+    if_changed: IfChanged = False,
+    policy: PolicyFile = None,
     json: Json = False,
 ) -> None:
     """Run the whole pipeline on this machine; what has not changed is reused."""
     if runner not in RUNNERS:
         raise UsageError(f"unknown runner {runner!r}", f"runners: {', '.join(RUNNERS)}")
+    if policy is not None:
+        from pipelines import cli_policy
+
+        cli_policy.alone(recipe, data, changes, if_changed)
+        cli_policy.run(policy, runner, json)
+        return
     from pipelines.choice import chosen
 
     wanted = chosen(recipe, data, changes or ())
+    if if_changed and _unchanged(wanted, json):
+        return
+    execute(wanted, runner, json)
+
+
+def execute(wanted: Recipe, runner: str, json: bool, ended: Callable[[RunResult], object] | None = None) -> None:
+    """Run a recipe, show it, and end as it ended.
+
+    Args:
+        wanted: The recipe.
+        runner: What a step is.
+        json: Print the result as JSON, and show nothing meanwhile.
+        ended: Is told the result, also of a run that failed.
+    """
     from pipelines import display, local  # after what can be said at once
 
     with display.choose(output.console(), silent=json) as shown:
         result = local.run(wanted, shown, runner=local.Runner(runner))
+    if ended is not None:
+        ended(result)
     if json:
         output.emit_json(result.model_dump(mode="json"))
     else:
@@ -53,11 +84,20 @@ def run(
         raise result.error
 
 
-def plan(recipe: RecipeName = DEFAULT, data: Data = None, changes: Changes = None, json: Json = False) -> None:
-    """Say which steps a run would execute, which it would reuse, and why. Runs nothing."""
+def plan(
+    recipe: RecipeName = DEFAULT, data: Data = None, changes: Changes = None, policy: PolicyFile = None, json: Json = False
+) -> None:
+    """Say which steps a run would execute, which it would reuse, and why; with a policy, whether it would. Runs nothing."""
     from dataclasses import asdict
 
     from components.platform.settings import Settings
+
+    if policy is not None:
+        from pipelines import cli_policy
+
+        cli_policy.alone(recipe, data, changes)
+        cli_policy.plan(policy, json)
+        return
     from pipelines.choice import chosen
 
     wanted = chosen(recipe, data, changes or ())
@@ -71,6 +111,11 @@ def plan(recipe: RecipeName = DEFAULT, data: Data = None, changes: Changes = Non
         known = {name: one.model_dump() for name, one in expected.steps.items()}
         output.emit_json([{**asdict(step), "expected": known.get(step.name)} for step in steps])
         return
+    show_steps(steps)
+
+
+def show_steps(steps: Sequence[PlannedStep]) -> None:
+    """The steps of a plan, and the memory of those that would train."""
     rows = [(step.name, "reuse" if step.reused else "run", (step.key or "-")[:SHOWN], step.reason) for step in steps]
     output.emit_table(("step", "would", "key", "because"), rows)
     for step in steps:
@@ -78,6 +123,23 @@ def plan(recipe: RecipeName = DEFAULT, data: Data = None, changes: Changes = Non
             output.emit(f"memory of {step.name}: {step.memory.text}")
     for line in costs.forecast_lines(expected):
         output.emit(line)
+
+
+def _unchanged(wanted: Recipe, json: bool) -> bool:
+    """Whether every training stage is in the store; says so."""
+    from components.platform.settings import Settings
+    from pipelines import plan as plans
+
+    if any(
+        step.kind == "train" and not step.reused for step in plans.plan(wanted, Settings.from_environment(), ask_registry=False)
+    ):
+        return False
+    text = f"unchanged: every stage of {wanted.name} is in the store under its key"
+    if json:
+        output.emit_json({"verdict": "skip", "unchanged": True, "recipe": wanted.name})
+    else:
+        output.emit(text)
+    return True
 
 
 def compile_pipeline(

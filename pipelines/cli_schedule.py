@@ -9,7 +9,7 @@ import typer
 
 from pipelines import output
 
-Schedules = Annotated[Path, typer.Argument(help="A YAML file of schedules.", metavar="FILE")]
+Schedules = Annotated[Path, typer.Argument(help="A YAML file of schedules, or a retraining policy.", metavar="FILE")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 SPEC = 12
 """Hex digits of a digest that a reader sees."""
@@ -19,13 +19,17 @@ def apply(
     file: Schedules,
     prune: Annotated[bool, typer.Option("--prune", help="Also delete schedules of biovlm that the file does not name.")] = False,
 ) -> None:
-    """Make the server's schedules those of the file."""
+    """Make the server's schedules those of the file; refuse one whose runs are thought to cost more than its budget."""
     from components.platform.addresses import Addresses
     from components.platform.settings import Settings
-    from pipelines import cluster, schedule_server, schedules, submit
+    from model.config import Recipe
+    from pipelines import cluster, estimate, schedule_server, schedules, submit
 
     addresses = Addresses.from_environment()
     wanted = schedules.read(file, addresses.time_zone)
+    for wish in wanted:
+        recipe, budget = Recipe.model_validate_json(wish.parameters["recipe"]), float(wish.parameters["budget"])
+        estimate.refuse(recipe, budget, Settings.from_environment())
     server = cluster.connect(addresses)
     done = schedule_server.apply(server, wanted, submit.package(addresses), Settings.from_environment().experiment)
     words = {"make": "made", "replace": "replaced", "tidy": "tidied", "same": "unchanged"}

@@ -1,7 +1,7 @@
 """Schedules as files: what shall be on the server, what is, and what has to be done about the difference. Pure; `schedule_server` acts.
 
 1. `read` takes a YAML file strictly: an unknown key is an error with the nearest known one, a cron expression is checked, the recipe is
-   resolved whole.
+   resolved whole. The file may also be a retraining policy (pipelines/retraining.py): one schedule, whose runs carry the policy.
 2. A schedule on the server is a recurring run of KFP. Nothing in it can be edited, so it carries the digest of what it was made from in
    its description, and a change is another recurring run.
 3. `found` reads ours from the server's list, `drift` says what is not as the file wants it, `decide` what to keep, make and delete.
@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import difflib
 import re
-import zoneinfo
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,9 +25,9 @@ from pydantic import Field, ValidationError
 from model import recipe as recipes
 from model.config.choices import Name, Strict
 from model.errors import ConfigError, MissingInputError
-from model.manifest import digest_of
-from pipelines import cron
-from pipelines.choice import RECIPES
+from model.manifest import canonical_json, digest_of
+from pipelines import cron, retraining
+from pipelines.choice import RECIPES, must_know
 from pipelines.submit import arguments
 
 MARK = re.compile(r"^biovlm schedule (?P<name>[a-z0-9_-]+), spec (?P<spec>[0-9a-f]{64})$", re.M)
@@ -130,6 +129,8 @@ def read(path: Path, time_zone: str) -> list[Wanted]:
     """
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if isinstance(raw, dict) and "when" in raw:
+            return [_of_policy(path, time_zone)]
         entries = File.model_validate(raw).schedules
     except OSError as error:
         raise MissingInputError(f"cannot read {path}: {error.strerror}", "give the path of a YAML file of schedules") from None
@@ -143,34 +144,43 @@ def read(path: Path, time_zone: str) -> list[Wanted]:
     return [_wanted(entry, path, time_zone) for entry in entries]
 
 
+def _of_policy(path: Path, time_zone: str) -> Wanted:
+    """The schedule of a retraining policy: no training is caught up, since one look sees all that changed meanwhile."""
+    plan = retraining.read(path)
+    policy = plan.policy
+    try:
+        if policy.on.feedback:
+            raise ConfigError(
+                "on.feedback: the file lies on this machine, and pods do not see it",
+                "`biovlm run --if-changed --policy` takes corrections here; a schedule sees the version of the data set that they become",
+            )
+        _same_zone(policy.when.time_zone, time_zone)
+        given = arguments(plan.recipe, policy.budget.gpu_hours) | {"policy": canonical_json(policy.model_dump(mode="json"))}
+        return Wanted(policy.name, cron.six_fields(policy.when.cron), True, given)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error.message}", error.hint) from None
+
+
+def _same_zone(wanted: str, time_zone: str) -> None:
+    if cron.zone_of(wanted).key != time_zone:
+        raise ConfigError(
+            f"time_zone: {wanted} is wanted, the server reads cron in {time_zone}",
+            "write the hour in the server's zone; or let its operator set CRON_SCHEDULE_TIMEZONE, and say so in BIOVLM_KFP_TIME_ZONE",
+        )
+
+
 def _wanted(entry: Entry, path: Path, time_zone: str) -> Wanted:
     try:
-        if entry.time_zone not in zoneinfo.available_timezones():
-            raise ConfigError(f"time_zone: unknown zone {entry.time_zone!r}", "name it as Europe/Berlin or UTC")
-        if entry.time_zone != time_zone:
-            raise ConfigError(
-                f"time_zone: {entry.time_zone} is wanted, the server reads cron in {time_zone}",
-                "write the hour in the server's zone; or let its operator set CRON_SCHEDULE_TIMEZONE, and say so in BIOVLM_KFP_TIME_ZONE",
-            )
+        _same_zone(entry.time_zone, time_zone)
         beside = path.parent / entry.recipe
         name = str(beside) if beside.suffix in recipes.SUFFIXES and beside.is_file() else entry.recipe
         base = recipes.load(name, RECIPES, entry.set)
-        _known(entry.follow_data, base.data.sets)
+        must_know(entry.follow_data, base.data.sets)
         follow = [f"data.sets.{data}.revision={HEAD}" for data in entry.follow_data]
         given = arguments(recipes.load(name, RECIPES, [*entry.set, *follow]), entry.budget_gpu_hours)
         return Wanted(entry.name, cron.six_fields(entry.cron), entry.no_catchup, given)
     except ConfigError as error:
         raise ConfigError(f"{path}: schedule {entry.name}: {error.message}", error.hint) from None
-
-
-def _known(names: Sequence[str], sets: Iterable[str]) -> None:
-    for name in names:
-        if name not in sets:
-            near = difflib.get_close_matches(name, list(sets), n=1)
-            raise ConfigError(
-                f"follow_data: the recipe has no data set {name!r}" + (f"; did you mean `{near[0]}`?" if near else ""),
-                f"its data sets: {', '.join(sets)}",
-            )
 
 
 def _letter(error: ValidationError, path: Path) -> tuple[str, str]:
@@ -221,6 +231,8 @@ def drift(wanted: Wanted, there: Found) -> list[str]:
     said = [f"{name}: {is_!r} instead of {should!r}" for name, is_, should in pairs if is_ != should]
     if there.parameters.get("recipe") != wanted.parameters["recipe"]:
         said.append("the recipe is another")
+    if there.parameters.get("policy") != wanted.parameters.get("policy"):
+        said.append("the policy is another")
     if there.pinned:
         said.append("it stays with one version of the pipeline instead of the newest")
     return said

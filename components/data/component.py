@@ -6,8 +6,8 @@ LAUNCHER_IMAGE = "biovlm-launcher-python"
 
 
 @dsl.component(base_image=LAUNCHER_IMAGE, install_kfp_package=False)
-def data(piece: str, data: dsl.Output[dsl.Dataset]) -> None:
-    """Lay one revision of data sets and base models into the store, verified and audited."""
+def data(piece: str, question: str, data: dsl.Output[dsl.Dataset]) -> None:
+    """Lay one revision of data sets and base models into the store, verified and audited; or skip a scheduled run."""
     from components.data.step import run
 
-    run(piece, data.path)
+    run(piece, data.path, question)

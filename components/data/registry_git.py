@@ -67,6 +67,12 @@ class Git:
         self._call("fetch", "--quiet", "--tags", "--force", "origin", "HEAD")
         self._call("reset", "--quiet", "--hard", "FETCH_HEAD")
 
+    def copy_of(self, source: str, head: str) -> None:
+        """Be a copy of the repository at `source` with all its commits, whose HEAD is the commit `head`. InternalError: Git could not."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        self._call("clone", "--quiet", "--no-checkout", "--", source, ".")
+        self._call("checkout", "--quiet", "--detach", head)
+
     def commit(self, message: str) -> str:
         """Record every change of the work tree, if there is one; the commit that then stands at the head."""
         self._call("add", "--all", "--", *KEPT)

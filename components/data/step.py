@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from components.data import look
 from components.data.registry import Materialised, Registry
 from components.data.registry_url import open_registry
 from components.platform.events import EventLog, EventType
@@ -31,10 +32,17 @@ from model.config import Benchmark, DataSlice, Mixture
 KIND = "data"
 
 
-def run(piece: str, data: str) -> None:
-    """Make or reuse the data artifact, and write its reference to the path `data`."""
+def run(piece: str, data: str, question: str = "") -> None:
+    """Make or reuse the data artifact, and write its reference to the path `data`.
+
+    Args:
+        piece: The slice, as JSON.
+        data: Where the reference goes.
+        question: Of a scheduled run: whether to train again (components/platform/retraining/question.py); empty otherwise.
+    """
     content = json.loads(piece)
-    run_step("data", "data", content, {}, data, _produce, partial(_build_and_identify, content), _still_good)
+    skip = partial(look.skips, question, DataSlice.model_validate(content)) if question else None
+    run_step("data", "data", content, {}, data, _produce, partial(_build_and_identify, content), _still_good, skip=skip)
 
 
 def identity(wanted: DataSlice, registry: Registry) -> dict[str, str]:

@@ -41,7 +41,8 @@ def run(who: str, piece: str, data: str, checkpoint: str, report: str) -> None:
         report: Where the reference goes.
     """
     content = json.loads(piece)
-    if reference.read(checkpoint, Settings.from_environment().store).is_none:
+    subject = reference.read(checkpoint, Settings.from_environment().store)
+    if subject.is_none and not subject.skipped:
         _nobody(who, report)
         return
     wanted = EvaluateSlice.model_validate(content)

@@ -80,3 +80,14 @@ def revision(root: Path = ROOT) -> dict[str, str | bool]:
         return {"commit": "unknown", "dirty": True}
     commit = next((line.split()[-1] for line in lines if line.startswith("# branch.oid")), "unknown")
     return {"commit": commit, "dirty": any(not line.startswith("#") for line in lines)}
+
+
+def tags(root: Path = ROOT) -> list[str]:
+    """Git tags of the code's commit, as the checkout or the image knows them; empty where it comes from neither."""
+    if (root / REVISION).is_file():
+        return str(json.loads((root / REVISION).read_text(encoding="utf-8")).get("tags", "")).split()
+    command = ("git", "-C", str(root), "tag", "--points-at", "HEAD")
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.split()
+    except (OSError, subprocess.SubprocessError):
+        return []

@@ -8,7 +8,7 @@ In a file, the `uri` of an artifact in the store is relative to the store, so th
 another machine. In memory it is the whole path on this machine: `read` and `write` translate.
 
 `kind` is what the folder holds (`data`, `checkpoint`, `report`, `receipt`, `decision`), or `none` where there is nothing to name,
-such as the champion of a new registry.
+such as the champion of a new registry. What a step makes that was passed over, because a policy skips the run, is `none` with the reason.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from model.errors import DataError, MissingInputError
 from model.manifest import Manifest, cannot_write, safe_join
 
 NONE = "none"
+SKIPPED = "skipped"
+"""Fact of a reference that names nothing because the run was skipped: the reason."""
 SHOWN = ("closed_accuracy", "open_recall", "image_gain", "items")
 
 
@@ -53,6 +55,11 @@ class Reference(BaseModel):
     def is_none(self) -> bool:
         """Whether this names nothing."""
         return self.kind == NONE
+
+    @property
+    def skipped(self) -> str:
+        """Why there is nothing, if a policy skipped the run; else empty."""
+        return str(self.facts.get(SKIPPED, "")) if self.is_none else ""
 
     def write(self, path: Path, store: Path) -> None:
         """Write the JSON file, making its folder. `store` is the root of this machine's store."""

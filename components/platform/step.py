@@ -3,6 +3,7 @@
 1. `guarded(name)` stands around everything: whatever goes wrong becomes one `failed` event and the exit code of `model.errors`.
 2. `run_step` reads the references of the inputs and makes the **key**: kind, slice, what was read, code.
 3. A result in the store under that key, verified, is the step's result: nothing is imported, trained or asked again.
+   So is a step of a run that a policy skipped: the data step or an input says so, and the result says it on.
 4. Else every input is verified, `produce(work)` writes the artifact at `work.final`, and its record goes beside it.
 5. The artifact is published, for steps on other machines, and its lineage is written beside it
    (components/platform/lineage/steps.py). The reference is written where KFP wants the output; events tell all of it.
@@ -98,6 +99,7 @@ def run_step(
     identify: Callable[[Mapping[str, Reference]], dict[str, str]] | None = None,
     still_good: Callable[[manifest.Manifest], bool] | None = None,
     heavy: bool = False,
+    skip: Callable[[EventLog], str] | None = None,
 ) -> Reference:
     """Reuse or make the result of one step, and write the reference to it.
 
@@ -111,11 +113,15 @@ def run_step(
         identify: What of the inputs belongs to the key; the digest of each, unless given.
         still_good: A last question about a stored result; False runs the step again.
         heavy: Its inputs are read where the launcher has the work done, and need not come to this machine.
+        skip: Asked first: why the whole run is to be skipped; empty if it is not.
     """
     settings = Settings.from_environment()
     with guarded(name, settings) as log:
         store = open_store(settings)
         given = {role: reference.read(path, store.root) for role, path in inputs.items() if path}
+        reason = (skip(log) if skip else "") or next((ref.skipped for ref in given.values() if ref.skipped), "")
+        if reason:
+            return _passed_over(reason, out, store, log)
         identity = identify(given) if identify else {role: ref.digest for role, ref in given.items()}
         key = key_of(kind, piece, identity, code.digest(kind))
         tell = partial(log.write, EventType.NOTE)
@@ -135,6 +141,14 @@ def run_step(
                 result = _keep(store, work, record, there, meter)
         result.write(Path(out), store.root)
     return result
+
+
+def _passed_over(reason: str, out: str, store: Store, log: EventLog) -> Reference:
+    """The result of a step in a run that is skipped: nothing, with the reason."""
+    nothing = Reference(kind=reference.NONE, facts={reference.SKIPPED: reason})
+    nothing.write(Path(out), store.root)
+    log.write(EventType.REUSED, message=f"skipped: {reason}", seconds=0.0)
+    return nothing
 
 
 def key_of(kind: str, piece: Mapping[str, Any], identity: Mapping[str, str], code_digest: str) -> str:

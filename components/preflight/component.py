@@ -8,7 +8,7 @@ LAUNCHER_IMAGE = "biovlm-launcher-python"
 
 
 @dsl.component(base_image=LAUNCHER_IMAGE, install_kfp_package=False)
-def preflight(recipe: str, budget: str, champion: dsl.Output[dsl.Model]) -> NamedTuple(  # type: ignore[valid-type]
+def preflight(recipe: str, budget: str, policy: str, champion: dsl.Output[dsl.Model]) -> NamedTuple(  # type: ignore[valid-type]
     "Slices",
     [
         ("data", str),
@@ -19,6 +19,7 @@ def preflight(recipe: str, budget: str, champion: dsl.Output[dsl.Model]) -> Name
         ("register", str),
         ("promote", str),
         ("tracking", str),
+        ("question", str),
         ("cpu", str),
         ("memory", str),
         ("accelerator", str),
@@ -30,4 +31,4 @@ def preflight(recipe: str, budget: str, champion: dsl.Output[dsl.Model]) -> Name
     """Check what can fail later; hand out the slices of the recipe, what a worker asks for, and the present champion."""
     from components.preflight.step import run
 
-    return run(recipe, champion.path, budget)
+    return run(recipe, champion.path, budget, policy)

@@ -4,8 +4,9 @@
 2. What the run may cost bounds the deadline of each heavy step. Libraries, the store, the disk and the tracking store are looked at; each
    complaint is one letter with the way out.
 3. The present champion is read, so that the whole run compares with the same one.
-4. Out come eight texts (one slice for each step, and the mark of the tracking store), what a worker asks for on a cluster, and the
-   reference to the champion's checkpoint.
+4. Of a scheduled run, the data step is asked whether to train again (components/platform/retraining/question.py).
+5. Out come nine texts (one slice for each step, the mark of the tracking store, that question), what a worker asks for on a cluster,
+   and the reference to the champion's checkpoint.
 
 Preflight is never reused: what it looks at changes between runs. It imports neither torch nor, where it can be avoided, MLflow.
 """
@@ -26,6 +27,7 @@ from pydantic import ValidationError
 from components.platform import champion as champions
 from components.platform import pools
 from components.platform.events import EventLog, EventType
+from components.platform.retraining import question as retraining
 from components.platform.settings import Settings
 from components.platform.step import guarded
 from components.platform.store import open_store
@@ -52,6 +54,7 @@ class Slices(NamedTuple):
     register: str
     promote: str
     tracking: str
+    question: str
     cpu: str
     memory: str
     accelerator: str
@@ -60,13 +63,14 @@ class Slices(NamedTuple):
     tolerations: list[dict[str, Any]]
 
 
-def run(recipe_json: str, champion: str, budget: str = "") -> Slices:
+def run(recipe_json: str, champion: str, budget: str = "", policy: str = "") -> Slices:
     """Check everything; write the champion's reference to the path `champion`; return the slices.
 
     Args:
         recipe_json: A complete recipe.
         champion: Where the reference to the champion's checkpoint goes.
         budget: GPU hours that the run may cost, as a number; empty for no bound.
+        policy: Of a scheduled run, as JSON: when to train again, and why; empty trains in any case.
     """
     settings = Settings.from_environment()
     with guarded("preflight", settings) as log:
@@ -82,11 +86,12 @@ def run(recipe_json: str, champion: str, budget: str = "") -> Slices:
         found, tracking = champions.present(settings, checked.registered_model)
         found.write(Path(champion), settings.store)
         slices = recipe.slices(checked)
+        question = retraining.ask(policy, checked, slices, settings).model_dump_json() if policy else ""
         within(slices, checked.resources, budget)
         pieces: dict[str, Any] = {name: manifest.canonical_json(piece) for name, piece in slices.items()}
         facts = {"champion": found.facts.get("version", "none"), "recipe_digest": recipe.digest(checked)}
         log.write(EventType.FINISHED, seconds=time.time() - began, facts={"kind": "preflight", **facts})
-    return Slices(**pieces, tracking=tracking, **asked(checked.resources, pool)._asdict())
+    return Slices(**pieces, tracking=tracking, question=question, **asked(checked.resources, pool)._asdict())
 
 
 def within(slices: dict[str, dict[str, Any]], resources: Resources, budget: str) -> None:

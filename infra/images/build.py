@@ -186,7 +186,8 @@ def lay_context(found: Facts, folder: Path) -> None:
     for name in kept(ROOT):
         (folder / "code" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, folder / "code" / name)
-    (folder / "code" / code.REVISION).write_text(json.dumps({**code.revision(ROOT), "lock": found.lock}))
+    revision = {**code.revision(ROOT), "tags": " ".join(code.tags(ROOT)), "lock": found.lock}
+    (folder / "code" / code.REVISION).write_text(json.dumps(revision))
     shutil.copyfile(CONTAINERFILE, folder / "Containerfile")
 
 

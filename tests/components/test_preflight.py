@@ -7,6 +7,7 @@ import json
 import pytest
 
 from components.platform import reference
+from components.platform.retraining.question import Question
 from components.preflight import step as preflight
 from model import recipe
 from model.errors import ConfigError
@@ -33,6 +34,22 @@ def test_each_step_gets_its_slice_and_numbers_keep_their_type(check, tmp_path):
     assert isinstance(json.loads(slices.align)["seed"], int)
     assert reference.read(tmp_path / "champion.json", tmp_path).is_none
     assert len(slices.tracking) == 32
+
+
+POLICY = {"name": "monthly", "recipe": "micro", "when": {"cron": "0 3 1 * *"}, "budget": {"gpu_hours": 40}}
+
+
+def test_a_scheduled_run_asks_whether_to_train_again_and_another_does_not(store, tmp_path, happened):
+    def question(policy):
+        return preflight.run(micro.recipe().model_dump_json(), str(tmp_path / "champion.json"), "", policy).question
+
+    found = Question.model_validate_json(question(json.dumps(POLICY)))
+    assert (found.policy.name, found.facts.basis, found.facts.asked_by_schedule) == ("monthly", None, True)
+    assert found.facts.now.recipe.keys() == {"align", "instruct", "task"}
+    assert question("") == ""
+    with pytest.raises(SystemExit):
+        question('{"name": "monthly"}')
+    assert (happened(types_only=False)[-1].exit_code, happened(types_only=False)[-1].message[:17]) == (78, "the run's policy:")
 
 
 def test_an_invalid_recipe_ends_with_78_and_names_the_field(check):

@@ -63,10 +63,10 @@ def language_config(vocab_size: int) -> LlamaConfig:
     )
 
 
-def make_tower(folder: Path) -> Path:
+def make_tower(folder: Path, seed: int = 1) -> Path:
     """The tower as an artifact folder of kind base."""
-    torch.manual_seed(1)
-    with manifest.commit(folder, "base") as aside:
+    torch.manual_seed(seed)
+    with manifest.commit(folder, "base", facts={"licence": "CC0-1.0"}) as aside:
         CLIPVisionModel(tower_config()).save_pretrained(str(aside))
         square = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
         CLIPImageProcessorPil(size={"shortest_edge": IMAGE_SIZE}, crop_size=square).save_pretrained(str(aside))
@@ -77,7 +77,7 @@ def make_language(folder: Path) -> Path:
     """The language model with its tokenizer as an artifact folder of kind base."""
     torch.manual_seed(2)
     words = tokenizer()
-    with manifest.commit(folder, "base") as aside:
+    with manifest.commit(folder, "base", facts={"licence": "CC0-1.0"}) as aside:
         LlamaForCausalLM(language_config(len(words))).save_pretrained(str(aside))
         words.save_pretrained(str(aside))
     return folder

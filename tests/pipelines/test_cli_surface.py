@@ -7,8 +7,8 @@ import typer.main
 from pipelines.cli import app
 
 SURFACE = {
-    "run": {"--recipe", "-r", "--data", "--set", "--json", "--runner"},
-    "plan": {"--recipe", "-r", "--data", "--set", "--json"},
+    "run": {"--recipe", "-r", "--data", "--set", "--json", "--runner", "--if-changed", "--policy"},
+    "plan": {"--recipe", "-r", "--data", "--set", "--policy", "--json"},
     "compile": {"--out", "--launcher-image", "--train-image"},
     "submit": {"--recipe", "-r", "--data", "--set", "--budget", "--package", "--wait", "--logs", "--json"},
     "status": {"run", "--last", "--wait", "--logs", "--json"},
@@ -50,6 +50,7 @@ SURFACE = {
     },
     "lineage export": {"model", "--format", "--out"},
     "cost": {"subject", "--json"},
+    "reproduce": {"model", "--tolerance", "--keep", "--json"},
     "doctor": {"--cluster", "--recipe", "-r", "--budget", "--json"},
     "schema": set(),
 }

@@ -10,8 +10,10 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+from components.platform.retraining.policy import Policy
 from model.errors import ConfigError
-from pipelines import cli, cluster, cron, schedule_server, schedules, submit
+from pipelines import cli, cluster, cron, estimate, schedule_server, schedules, submit
+from pipelines.estimate import Estimate
 from pipelines.schedules import Found, Wanted
 
 ENTRY = {"name": "monthly", "cron": "0 3 1 * *", "recipe": "tiny", "follow_data": ["phantom"], "budget_gpu_hours": 40}
@@ -194,6 +196,56 @@ def test_pausing_lasts_over_a_change(kfp, write, say):
     say("resume", write(cron="0 4 1 * *"))
     assert [run["status"] for run in kfp.recurring.values()] == ["ENABLED"]
     assert json.loads(say("list", "--json")[1])[0]["enabled"] is True
+
+
+POLICY = {
+    "name": "retraining",
+    "recipe": "tiny",
+    "follow_data": ["phantom"],
+    "when": {"cron": "@monthly"},
+    "on": {"code": "release_tag", "drift": {"above": 0.3}},
+    "budget": {"gpu_hours": 40},
+}
+
+
+def test_a_policy_is_a_schedule_whose_runs_carry_it(kfp, tmp_path, say):
+    path = tmp_path / "policy.yaml"
+    path.write_text(yaml.safe_dump(POLICY))
+    assert say("apply", path)[:2] == (0, "retraining: made\n")
+    assert say("apply", path)[:2] == (0, "retraining: unchanged\n")
+    (made,) = kfp.recurring.values()
+    given = made["runtime_config"]["parameters"]
+    policy = Policy.model_validate_json(given["policy"])
+    assert (policy.name, policy.on.drift.above, given["budget"]) == ("retraining", 0.3, "40")
+    assert json.loads(given["recipe"])["data"]["sets"]["phantom"]["revision"] == "HEAD"
+    assert (made["trigger"]["cron_schedule"]["cron"], made["no_catchup"]) == ("0 0 0 1 * *", True)
+    path.write_text(yaml.safe_dump(POLICY | {"cool_down_days": 14}))
+    code, out, _ = say("diff", path)
+    assert (code, "the policy is another" in out) == (65, True)
+    assert say("pause", path)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"on": {"feedback": {"file": "corrections.jsonl"}}}, "pods do not see it"),
+        ({"when": {"cron": "@monthly", "time_zone": "Europe/Berlin"}}, "the server reads cron in UTC"),
+        ({"budgt": {}}, "did you mean `budget`"),
+    ],
+)
+def test_a_policy_that_no_server_can_follow_is_refused(tmp_path, say, change, said):
+    path = tmp_path / "policy.yaml"
+    path.write_text(yaml.safe_dump(POLICY | change))
+    code, _, err = say("apply", path)
+    assert (code, said in err, "policy.yaml" in err) == (78, True, True)
+
+
+def test_a_schedule_whose_runs_cost_more_than_its_budget_is_not_applied(kfp, write, say, monkeypatch):
+    monkeypatch.setattr(estimate, "of", lambda recipe, tflops, settings: Estimate({"task": 41.0}))
+    gpu = ["resources.gpus_per_worker=1", "resources.deadline_hours=100"]
+    code, _, err = say("apply", write(set=gpu))
+    assert (code, "thought to cost 41.0 GPU hours, the budget is 40" in err, kfp.recurring) == (77, True, {})
+    assert say("apply", write(set=gpu, budget_gpu_hours=42))[0] == 0
 
 
 def test_pausing_what_is_not_there_is_66(kfp, write, say):

@@ -1,0 +1,223 @@
+"""Retraining by a policy: read the file, gather the facts, decide, and keep what was decided.
+
+1. `read` takes `policy.yaml` strictly: an unknown key is an error with the nearest known one; cron, zone and recipe are checked whole.
+2. `look` gathers what a decision needs (newest data from Git, the last training from the registry of models, feedback, cost) and asks the
+   pure `decide`. It changes nothing: `biovlm plan --policy` is this.
+3. `keep` writes the look into the policy's history; `close` adds how its training ended. `biovlm run --if-changed --policy` is both,
+   with a run between them.
+4. Corrections that are reason enough are taken into the data registry before that run (`take`). Once there, the task stage of every look
+   and run learns from them, too.
+
+The recipe that runs is the policy's: newest data, the registered model it is compared in, how it is promoted.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from components.data import corrections, newest
+from components.data.corrections import Taken
+from components.data.registry import Registry
+from components.data.registry_url import open_registry
+from components.platform import pools
+from components.platform.retraining import basis, feedback
+from components.platform.retraining.decision import CodeState, Decision, Entry, Facts, Verdict, decide
+from components.platform.retraining.feedback import Feedback
+from components.platform.retraining.journal import Journal
+from components.platform.retraining.policy import Policy, known_keys
+from components.platform.settings import Settings
+from model import recipe as recipes
+from model.config import DataSlice, Recipe
+from model.errors import ConfigError, MissingInputError
+from pipelines import cron, estimate
+from pipelines.choice import RECIPES, must_know
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A policy with its recipe."""
+
+    policy: Policy
+    recipe: Recipe
+    folder: Path
+    """Where the policy lies; its feedback file lies beside it."""
+
+    @property
+    def feedback_file(self) -> Path | None:
+        """If the policy names one."""
+        return self.folder / self.policy.on.feedback.file if self.policy.on.feedback else None
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is the case, and what follows from it."""
+
+    plan: Plan
+    """With the corrections in its recipe, if there are some."""
+    takes: Path | None
+    """The feedback file, if its corrections are to be taken before the run."""
+    facts: Facts
+    decision: Decision
+    moment: datetime.datetime
+    history: Sequence[Entry]
+    next_moment: datetime.datetime | None
+
+    def entry(self, run_id: str = "") -> Entry:
+        """As the history keeps it."""
+        runs, cost = self.decision.verdict is Verdict.RUN, self.facts.gpu_hours or 0.0
+        return Entry(
+            number=len(self.history) + 1,
+            time=self.moment,
+            verdict=self.decision.verdict,
+            made=self.facts.now.digest,
+            gpu_hours=cost if runs and not self.decision.goes_on else 0.0,
+            feedback=self.facts.feedback if runs and self.takes else self.facts.counted,
+            run_id=run_id,
+            reasons=self.decision.reasons,
+        )
+
+
+def read(path: Path) -> Plan:
+    """The policy in a file, and its recipe.
+
+    Raises:
+        MissingInputError: No such file. ConfigError: Anything wrong in it, with its place.
+    """
+    if not path.is_file():
+        raise MissingInputError(
+            f"no policy at {path}", "give the path of a YAML file; components/platform/retraining/policy.py shows one"
+        )
+    try:
+        policy = Policy.model_validate(recipes.read_yaml(path, "a policy"))
+    except ValidationError as error:
+        raise ConfigError(*_letter(error, path)) from None
+    try:
+        cron.zone_of(policy.when.time_zone)
+        cron.six_fields(policy.when.cron)
+        beside = path.parent / policy.recipe
+        name = str(beside) if beside.suffix in recipes.SUFFIXES and beside.is_file() else policy.recipe
+        base = recipes.load(name, RECIPES, policy.set)
+        must_know(policy.follow_data, base.data.sets)
+        return Plan(policy, recipes.load(name, RECIPES, policy.changes), path.parent)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error.message}", error.hint) from None
+
+
+def _letter(error: ValidationError, path: Path) -> tuple[str, str]:
+    # A misspelt key is also a missing one; the first says more.
+    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+    place = ".".join(str(part) for part in first["loc"]) or "the policy"
+    if first["type"] == "extra_forbidden":
+        known = known_keys(first["loc"][:-1])
+        return f"{path}: unknown key `{place}`{recipes.nearest(str(first['loc'][-1]), known)}", f"keys there: {', '.join(known)}"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{path}: {place}: {message}", "components/platform/retraining/policy.py describes every field"
+
+
+def look(plan: Plan, settings: Settings, moment: datetime.datetime, code: CodeState | None = None) -> Look:
+    """What the policy says at this moment.
+
+    Args:
+        plan: The policy and its recipe.
+        settings: Where registry, store and history are.
+        moment: The clock, with its zone.
+        code: Where the code comes from; found out unless given.
+
+    Raises:
+        MissingInputError: A registry does not answer, or has not got what the recipe names. RefusedError, DataError: as `feedback.read`.
+    """
+    history = Journal(settings, plan.policy.name).entries()
+    counted = next((entry.feedback for entry in reversed(history) if entry.verdict is Verdict.RUN), Feedback())
+    wanted, path = plan.policy.on.feedback, plan.feedback_file
+    found = feedback.read(path, counted) if path else counted
+    takes = path if wanted and found.lines - counted.lines >= wanted.at_least else None
+    plan = _with_corrections(plan, open_registry(settings), takes is not None)
+    facts = _facts(plan, settings, takes is not None, code).model_copy(update={"feedback": found, "counted": counted})
+    when = plan.policy.when
+    last = cron.latest(when.cron, when.time_zone, moment)
+    decision = decide(plan.policy, facts, moment, history, last)
+    return Look(plan, takes, facts, decision, moment, history, cron.following(when.cron, when.time_zone, moment))
+
+
+def _with_corrections(plan: Plan, registry: Registry, takes: bool) -> Plan:
+    """The plan, its task stage learning from the corrections if the registry has some, or will before the run."""
+    wanted = plan.policy.on.feedback
+    known = wanted and registry.exists() and wanted.set in {version.name for version in registry.list()}
+    if wanted is None or not (known or takes) or wanted.set in plan.recipe.data.sets:
+        return plan
+    content = plan.recipe.model_dump(mode="json")
+    content["data"]["sets"][wanted.set] = {"revision": "HEAD"}
+    content["stages"]["task"]["data"].append({"set": wanted.set, "kinds": ["question"], "weight": wanted.weight})
+    return replace(plan, recipe=Recipe.model_validate(content))
+
+
+def take(found: Look, settings: Settings) -> Taken | None:
+    """Take the corrections of a look that runs because of them into the data registry. Errors as `corrections.take`."""
+    wanted = found.plan.policy.on.feedback
+    if wanted is None or found.takes is None:
+        return None
+    asked = DataSlice.model_validate(recipes.slices(found.plan.recipe)["data"])
+    return corrections.take(feedback.corrections(found.takes), wanted.set, asked, open_registry(settings), settings)
+
+
+def _facts(plan: Plan, settings: Settings, takes: bool, code: CodeState | None) -> Facts:
+    policy, registry, slices = plan.policy, open_registry(settings), recipes.slices(plan.recipe)
+    wanted = DataSlice.model_validate(slices["data"])
+    to_come = {policy.on.feedback.set} if policy.on.feedback and takes else set()
+    now = basis.wanted(slices, *newest.digests(wanted, registry, to_come))
+    before = basis.last(settings, plan.recipe.registered_model, plan.recipe.name)
+    watched = policy.on.drift.of if policy.on.drift and before else ()
+    shifts = newest.shifts(wanted, registry, settings, before.revisions, watched) if before and watched else ()
+    return Facts(
+        now=now,
+        basis=before,
+        code=code or basis.code_state(policy.on.release_tags),
+        shifts=shifts,
+        gpu_hours=cost(plan.recipe, settings),
+    )
+
+
+def cost(recipe: Recipe, settings: Settings) -> float | None:
+    """GPU hours that a run from the beginning is thought to take; None where that is not known."""
+    if not recipe.resources.gpus_per_worker:
+        return 0.0
+    _, pool = pools.choose(pools.load(settings.pools), recipe.resources.pool)
+    found = estimate.of(recipe, estimate.PEAK_TFLOPS.get(pool.ray_accelerator, estimate.UNKNOWN_TFLOPS), settings)
+    return None if found is None else found.total
+
+
+def keep(found: Look, settings: Settings) -> Entry | None:
+    """Write a look that it was time for into the history; one that came too early leaves no trace. RefusedError: as `Journal.append`."""
+    if not found.decision.due:
+        return None
+    entry = found.entry()
+    Journal(settings, found.plan.policy.name).append(entry)
+    return entry
+
+
+def close(found: Look, settings: Settings, exit_code: int, run_id: str) -> None:
+    """Say how the training of the look `found` ended."""
+    Journal(settings, found.plan.policy.name).ended(len(found.history) + 1, exit_code, run_id)
+
+
+def as_json(found: Look) -> dict[str, Any]:
+    """For programs."""
+    return {
+        "policy": found.plan.policy.name,
+        "verdict": str(found.decision.verdict),
+        "unchanged": found.decision.unchanged,
+        "due": found.decision.due,
+        "goes_on": found.decision.goes_on,
+        "reasons": [reason.model_dump(mode="json") for reason in found.decision.reasons],
+        "next": found.next_moment.isoformat() if found.next_moment else None,
+        "gpu_hours": found.facts.gpu_hours,
+        "shifts": [shift.model_dump() for shift in found.facts.shifts],
+        "compared_with": f"models:/{found.plan.recipe.registered_model}@champion",
+        "promote": str(found.plan.policy.promote),
+    }
