@@ -106,8 +106,8 @@ CONTROLS = (
     Mutation(
         "RayJob: three tries over all layers",
         f"{HOME}/adopting.py",
-        "if used >= MOST_OVER_ALL:",
-        "if used > MOST_OVER_ALL:",
+        "if used >= MOST_ATTEMPTS:",
+        "if used > MOST_ATTEMPTS:",
         f"{ADOPTING}all_layers_together_try_three_times",
     ),
     Mutation(

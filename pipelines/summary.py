@@ -55,6 +55,7 @@ class RunResult(BaseModel):
     decision: str = Field(default="", description="promote, hold or not_enough_data.")
     reasons: tuple[str, ...] = Field(default=(), description="Why it is not `promote`.")
     report: str = Field(default="", description="Path of the page; empty if there is nothing to show.")
+    tracking: str = Field(default="", exclude=True, description="Address of the tracking store; empty if it ended with the run.")
     error: BiovlmError | None = Field(default=None, exclude=True)
 
 
@@ -89,6 +90,7 @@ def summarise(settings: Settings, recipe: Recipe, error: BiovlmError | None, sec
         decision=str(decision.get("verdict", "")),
         reasons=tuple(reason["message"] for reason in decision.get("reasons", ()) if not reason["passed"]),
         report=str(page or ""),
+        tracking=settings.tracking_uri,
         error=error,
     )
 

@@ -103,7 +103,7 @@ class Settings:
             recipe=env.get("BIOVLM_RECIPE") or "unknown",
             pools=Path(env["BIOVLM_POOLS"]) if env.get("BIOVLM_POOLS") else None,
             ray_storage=env.get("BIOVLM_RAY_STORAGE", ""),
-            tries_before=int(env.get("BIOVLM_TRIES_BEFORE") or 0),
+            tries_before=_count(env.get("BIOVLM_TRIES_BEFORE") or "0"),
             mirrored=env.get("BIOVLM_MIRRORED") == "1",
             trace=env.get("BIOVLM_TRACE") == "1",
             feature_cache_gib=_gib(env.get("BIOVLM_FEATURE_CACHE_GIB") or str(FEATURE_CACHE_GIB)),
@@ -191,6 +191,12 @@ def _launcher(env: Mapping[str, str]) -> str:
             f"BIOVLM_LAUNCHER is {chosen}, and there is no BIOVLM_STORE", "machines share what they make by s3://BUCKET/PREFIX"
         )
     return chosen
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise ConfigError(f"BIOVLM_TRIES_BEFORE is {text!r}", "leave it to the launcher of a Ray job, which gives a whole number")
+    return int(text)
 
 
 def _gib(text: str) -> float:

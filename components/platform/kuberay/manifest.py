@@ -21,7 +21,7 @@ from components.platform.heavy import ENTRYPOINT, HeavyWork
 from components.platform.kuberay import pods
 from components.platform.kuberay.rules import MOST_NAME, check
 from components.platform.kuberay.site import ADDRESS, Site
-from components.platform.retries import MOST_OVER_ALL, forgiven
+from components.platform.retries import forgiven
 from model import manifest
 from model.errors import ConfigError
 
@@ -55,7 +55,7 @@ def ray_job(work: HeavyWork, name: str, pool: pools.Pool, site: Site, before: in
     _check(work)
     spec = _spec(work, name, pool, site, 0)
     digest = manifest.digest_of(spec)[:40]
-    allowed = 1 + forgiven(work.resources.max_failures, before, MOST_OVER_ALL)
+    allowed = 1 + forgiven(work.resources.max_failures, before)
     body: dict[str, Any] = {
         "apiVersion": f"{GROUP}/{VERSION}",
         "kind": "RayJob",
