@@ -65,7 +65,8 @@ def _fill(folder: Path, locks: list[str]) -> None:
     venv.create(folder, symlinks=True, with_pip=False)
     lines = [line for lock in locks if (path := BUILD / "requirements" / lock).exists() for line in entries(path.read_text())]
     builders = [line for line in entries((BUILD / "requirements" / "lock.txt").read_text()) if line.startswith(BUILDERS)]
-    _install(folder, sorted({*builders, *(line for line in lines if name_of(line) not in _sources())}))
+    came = sorted(path.name for path in (BUILD / "wheels").glob("*.whl"))
+    _install(folder, [as_it_came(line, came) for line in sorted({*builders, *lines}) if name_of(line) not in _sources()])
     _install(folder, [line for line in lines if name_of(line) in _sources()], "--no-build-isolation")
     _uv(folder, "uninstall", *(name for name in BUILDERS if name not in map(name_of, lines)))
 
@@ -79,6 +80,15 @@ def entries(text: str) -> list[str]:
 def name_of(entry: str) -> str:
     """Name of the distribution."""
     return entry.partition("==")[0]
+
+
+def as_it_came(entry: str, wheels: Iterable[str]) -> str:
+    """The entry, of the local version that its wheel has: uv holds `torch==2.13.0+cpu` for another version than `torch==2.13.0`, pip
+    and the lock do not. The hashes stay, and still decide."""
+    version = entry.partition("==")[2].split()[0]
+    plain = f"{name_of(entry)}-{version}"
+    local = next((wheel.split("-")[1] for wheel in wheels if wheel.startswith(f"{plain}+")), version)
+    return entry.replace(f"=={version}", f"=={local}", 1)
 
 
 def _sources() -> set[str]:

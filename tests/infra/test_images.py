@@ -108,6 +108,12 @@ def test_a_lock_is_split_into_wheels_and_sources():
     assert all("--hash" in entry for entry in (*wheels, *sources))
 
 
+def test_a_build_of_torch_for_this_machine_keeps_the_hashes_of_the_lock():
+    entry = "torch==2.13.0 --hash=sha256:aa --hash=sha256:bb"
+    assert inside.as_it_came(entry, ["torch-2.13.0+cpu-cp311-cp311-x.whl"]) == entry.replace("2.13.0", "2.13.0+cpu")
+    assert inside.as_it_came(entry, ["torch-2.13.0-cp311-cp311-x.whl", "torchmetrics-2.13.0+cpu-x.whl"]) == entry
+
+
 def test_debian_packages_are_in_the_sbom():
     made = inside.with_debian({"components": [{"name": "kfp"}]}, "libc6 2.36-9+deb12u14 amd64\ngit 1:2.39.5-0 amd64\n")
     assert [entry["name"] for entry in made["components"]] == ["kfp", "libc6", "git"]
