@@ -19,8 +19,8 @@ images: .venv/.stamp ## the container images, with docker; OPTIONS="launcher", O
 test: .venv/.stamp ## every test but the lanes, on all cores; TESTS="-m 'not slow'" or TESTS=tests/house for some
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not lane" $(TESTS)
 
-test-lanes: .venv/.stamp ## what takes minutes: heavy work through the Jobs API of a real Ray cluster
-	$(BIN)/python -m pytest -q -m "lane and not docker" tests/components
+test-lanes: .venv/.stamp ## what takes minutes: heavy work through a real Ray cluster, letters through MLflow over PostgreSQL
+	$(BIN)/python -m pytest -q -m "lane and not docker" tests/components tests/pipelines
 
 test-docker: images ## the pipeline in containers beside the same in processes; needs docker and PostgreSQL
 	BIOVLM_DOCKER=1 $(BIN)/python -m pytest -q -m docker tests/pipelines/test_containers.py tests/infra
