@@ -22,8 +22,8 @@ test: .venv/.stamp ## every test but the lanes, on all cores; TESTS="-m 'not slo
 test-lanes: .venv/.stamp ## what takes minutes: heavy work through a real Ray cluster, letters through MLflow over PostgreSQL
 	$(BIN)/python -m pytest -q -m "lane and not docker" tests/components tests/pipelines
 
-test-docker: images ## the pipeline in containers beside the same in processes; needs docker and PostgreSQL
-	BIOVLM_DOCKER=1 $(BIN)/python -m pytest -q -m docker tests/pipelines/test_containers.py tests/infra
+test-docker: .venv/.stamp ## the pipeline in containers beside the same in processes; after `make images`; needs docker and PostgreSQL
+	BIOVLM_DOCKER=1 $(BIN)/python -m pytest -q -m docker --durations=8 tests/pipelines/test_containers.py
 
 check: .venv/.stamp ## format, lint, types, who may import whom, the house's rules
 	$(BIN)/ruff format --check
