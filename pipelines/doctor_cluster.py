@@ -129,17 +129,9 @@ def _tracking(ground: Ground) -> Iterator[Finding]:
 
 
 def _pool(ground: Ground) -> Iterator[Finding]:
-    wanted = ground.recipe.resources
-    name, pool = pools.choose(pools.load(ground.settings.pools), wanted.pool)
-    if bool(wanted.gpus_per_worker) != bool(pool.gpus_per_node):
-        hint = "take another pool, or set resources.gpus_per_worker to 1 where the pool has GPUs and to 0 where not"
-        said = f"{name} has {pool.gpus_per_node} GPUs on a node, a worker asks for {wanted.gpus_per_worker}"
-        yield Finding(name="pool", level=Level.MISSING, found=said, hint=hint)
-    elif pool.max_gpus is not None and wanted.workers * wanted.gpus_per_worker > pool.max_gpus:
-        said = f"{wanted.workers * wanted.gpus_per_worker} GPUs are asked for, {name} has {pool.max_gpus}"
-        yield Finding(name="pool", level=Level.MISSING, found=said, hint="take fewer workers, or another pool")
-    else:
-        yield _ok("pool", f"{name}, queue {pool.queue}")
+    name, pool = pools.choose(pools.load(ground.settings.pools), ground.recipe.resources.pool)
+    pools.check(name, pool, ground.recipe.resources)
+    yield _ok("pool", f"{name}, queue {pool.queue}")
 
 
 def _kubernetes(ask: Callable[[Kubernetes], Iterator[Finding]]) -> Check:

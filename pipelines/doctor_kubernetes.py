@@ -31,7 +31,13 @@ from pipelines.doctor import Finding, Level
 CHECKED_AGAINST = (1, 32)
 """The Kubernetes whose schemas the manifests were checked against (infra/README.md)."""
 DOCKER_HUB = "registry-1.docker.io"
-KINDS = "application/vnd.oci.image.index.v1+json,application/vnd.oci.image.manifest.v1+json,application/vnd.docker.distribution.manifest.v2+json"
+KINDS = ",".join(
+    (
+        "application/vnd.oci.image.index.v1+json",
+        "application/vnd.oci.image.manifest.v1+json",
+        "application/vnd.docker.distribution.manifest.v2+json",
+    )
+)
 ANSWER_SECONDS = 10.0
 
 
@@ -55,7 +61,9 @@ def versions(ground: Kubernetes) -> Iterator[Finding]:
     text = ".".join(map(str, found))
     if found < CHECKED_AGAINST:
         checked = ".".join(map(str, CHECKED_AGAINST))
-        yield _finding("kubernetes", Level.WARN, text, f"the manifests were checked against {checked}; an older server may refuse fields")
+        yield _finding(
+            "kubernetes", Level.WARN, text, f"the manifests were checked against {checked}; an older server may refuse fields"
+        )
     else:
         yield _finding("kubernetes", Level.OK, text)
     for name, group, spoken in (("kuberay", GROUP, (VERSION,)), ("kueue", KUEUE_GROUP, KUEUE_VERSIONS)):
@@ -137,7 +145,9 @@ def images(ground: Kubernetes) -> Iterator[Finding]:
         except OSError as error:
             reason = getattr(error, "reason", error)
             said = f"{address.split('/')[2]} does not answer: {type(reason).__name__}"
-            yield _finding(name, Level.WARN, said, "the nodes may have another way to it; see whether its name and port are right")
+            yield _finding(
+                name, Level.WARN, said, "the nodes may have another way to it; see whether its name and port are right"
+            )
 
 
 def manifest_address(image: str) -> str:
@@ -157,7 +167,9 @@ def manifest_address(image: str) -> str:
 
 def _refused(name: str, image: str, code: int) -> Finding:
     if code == 404:
-        return _finding(name, Level.MISSING, f"its registry has no {image}", "push it, or name the digest that `docker push` told")
+        return _finding(
+            name, Level.MISSING, f"its registry has no {image}", "push it, or name the digest that `docker push` told"
+        )
     if code in (401, 403):
         hint = "the nodes need a pull secret for it, if the pool has none of its own"
         return _finding(name, Level.OK, f"its registry answers, and wants a login ({code})", hint)

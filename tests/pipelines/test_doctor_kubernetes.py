@@ -109,9 +109,10 @@ def test_a_field_that_the_installed_kuberay_does_not_know_is_found_before_any_ru
 def test_an_expired_token_and_a_server_that_is_gone_end_in_findings(kubernetes, look, tmp_path):
     kubernetes.tokens.clear()
     code, found = look()
-    assert (code, levels(found)) == (66, dict.fromkeys(("kubernetes", "secrets", "ray job", "queue"), "missing") | {
-        "pool": "ok", "train image": "warn"
-    })
+    assert (code, levels(found)) == (
+        66,
+        dict.fromkeys(("kubernetes", "secrets", "ray job", "queue"), "missing") | {"pool": "ok", "train image": "warn"},
+    )
     assert "expired" in found["secrets"]["hint"]
     (tmp_path / "kubeconfig").write_text(KUBECONFIG.format(address="http://127.0.0.1:9", token=TOKEN))
     assert "does not answer" in look()[1]["kubernetes"]["found"]

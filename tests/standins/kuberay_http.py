@@ -121,7 +121,9 @@ class Handler(BaseHTTPRequestHandler):
     def _allowed(self, parts):
         if self.headers.get("Authorization") not in {f"Bearer {token}" for token in self.cluster.tokens}:
             raise Refused(401, "Unauthorized", "Unauthorized")
-        resource = next((part for part in ("rayjobs", "workloads", "localqueues", "clusterqueues", "secrets") if part in parts), "")
+        resource = next(
+            (part for part in ("rayjobs", "workloads", "localqueues", "clusterqueues", "secrets") if part in parts), ""
+        )
         if (self.command, resource) in self.cluster.forbidden:
             raise Refused(403, "Forbidden", f"{resource} is forbidden: User cannot {self.command} it")
         if resource == "rayjobs" and self.cluster.faults and isinstance(self.cluster.faults[0], int):

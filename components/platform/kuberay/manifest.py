@@ -123,7 +123,7 @@ def _labels(work: HeavyWork, name: str, site: Site) -> dict[str, str]:
 
 def _spec(work: HeavyWork, name: str, pool: pools.Pool, site: Site, before: int) -> dict[str, Any]:
     wanted, labels, env = work.resources, _labels(work, name, site), _environment(work, site, before)
-    layout = pools.layout(name, pool, work)
+    layout = pools.layout(name, pool, wanted, work.evaluates)
     return {
         "entrypoint": shlex.join((*ENTRYPOINT, work.spec_uri)),
         "submissionMode": str(site.submission),

@@ -89,7 +89,8 @@ class Survey:
             refuse(what, error)
         except BROKEN as error:
             raise InternalError(
-                f"cannot {what}: the API server does not answer ({type(error).__name__})", "see whether KUBECONFIG names the right one"
+                f"cannot {what}: the API server does not answer ({type(error).__name__})",
+                "see whether KUBECONFIG names the right one",
             ) from None
         return dict(answer)
 
