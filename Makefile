@@ -19,11 +19,11 @@ images: .venv/.stamp ## the container images, with docker; OPTIONS="launcher", O
 test: .venv/.stamp ## every test but the lanes, on all cores; TESTS="-m 'not slow'" or TESTS=tests/house for some
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not lane" $(TESTS)
 
-test-lanes: .venv/.stamp ## what takes minutes: a real Ray cluster, versions made again, a year of trainings
+test-lanes: .venv/.stamp ## what takes minutes: a real Ray cluster, MLflow over PostgreSQL, versions made again, a year of trainings
 	$(BIN)/python -m pytest -q -m "lane and not docker" tests/components tests/pipelines
 
-test-docker: images ## the pipeline in containers beside the same in processes; needs docker and PostgreSQL
-	BIOVLM_DOCKER=1 $(BIN)/python -m pytest -q -m docker tests/pipelines/test_containers.py tests/infra
+test-docker: .venv/.stamp ## the pipeline in containers beside the same in processes; after `make images`; needs docker and PostgreSQL
+	BIOVLM_DOCKER=1 $(BIN)/python -m pytest -q -m docker --durations=8 tests/pipelines/test_containers.py
 
 check: .venv/.stamp ## format, lint, types, who may import whom, the house's rules
 	$(BIN)/ruff format --check

@@ -9,6 +9,7 @@ MANIFEST, WAITER, BACK_END, ADOPTING, KILLED, PRESTOP = (
 )
 POOLS = "tests/components/test_pools.py::test_"
 HOME = "components/platform/kuberay"
+DOCTOR = "tests/pipelines/test_doctor_kubernetes.py::test_"
 ROWS = f"{BACK_END}every_row_of_the_state_table"
 RESTRICTED = f"{MANIFEST}the_pods_keep_the_restricted_profile"
 CONTROLS = (
@@ -106,8 +107,8 @@ CONTROLS = (
     Mutation(
         "RayJob: three tries over all layers",
         f"{HOME}/adopting.py",
-        "if used >= MOST_OVER_ALL:",
-        "if used > MOST_OVER_ALL:",
+        "if used >= MOST_ATTEMPTS:",
+        "if used > MOST_ATTEMPTS:",
         f"{ADOPTING}all_layers_together_try_three_times",
     ),
     Mutation(
@@ -212,7 +213,7 @@ CONTROLS = (
     Mutation(
         "RayJob: slices of a GPU do not train together",
         "components/platform/pools.py",
-        "if pool.mig and wanted.workers > 1 and not work.evaluates:",
+        "if pool.mig and wanted.workers > 1 and not evaluates:",
         "if False:",
         f"{POOLS}slices_do_not_train_together_but_evaluate_side_by_side",
     ),
@@ -236,5 +237,40 @@ CONTROLS = (
         "with contextlib.suppress(kubernetes.client.ApiException, *BROKEN, ValueError):\n                if job",
         "with contextlib.suppress(ValueError):\n                if job",
         f"{ROWS}[dropped watches]",
+    ),
+    Mutation(
+        "RayJob: a pool's maximum is known where a run is submitted",
+        "components/platform/pools.py",
+        "    if pool.max_gpus is not None and gpus > pool.max_gpus:",
+        "    if False:",
+        f"{POOLS}more_gpus_than_a_pool_has_are_refused_before_anything_waits",
+    ),
+    Mutation(
+        "doctor: values of Secrets do not leave the server",
+        f"{HOME}/survey.py",
+        'METADATA_ALONE = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"',
+        'METADATA_ALONE = "application/json"',
+        f"{DOCTOR}a_cluster_that_has_everything_is_told_so_and_nothing_is_made",
+    ),
+    Mutation(
+        "doctor: a RayJob that is tried is not kept",
+        f"{HOME}/survey.py",
+        'query = [("dryRun", "All"), ("fieldValidation", "Strict")]',
+        'query = [("fieldValidation", "Strict")]',
+        f"{DOCTOR}a_cluster_that_has_everything_is_told_so_and_nothing_is_made",
+    ),
+    Mutation(
+        "a count of tries that is none is a letter",
+        "components/platform/settings.py",
+        "    if not (text.isascii() and text.isdigit()):\n        raise ConfigError",
+        "    if False:\n        raise ConfigError",
+        "tests/components/test_settings.py::test_a_count_of_tries_that_is_none_is_refused[many]",
+    ),
+    Mutation(
+        "no hint leads to a server that ended with the run",
+        "pipelines/closing.py",
+        "_of_the_registry(result) if result.tracking else",
+        "_of_the_registry(result) if True else",
+        "tests/pipelines/test_display.py::test_no_line_leads_to_a_server_that_ended_with_the_run",
     ),
 )

@@ -301,7 +301,7 @@ CONTROLS = (
     Mutation(
         "attempts are bounded over all layers",
         "components/platform/retries.py",
-        "    return code == ExitCode.PREEMPTED or attempts < most\n",
+        "    return code == ExitCode.PREEMPTED or attempts < MOST_ATTEMPTS\n",
         "    return True\n",
         f"{RETRIES}a_process_that_vanishes_counts_like_one_that_fails",
     ),

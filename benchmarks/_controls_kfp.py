@@ -110,8 +110,8 @@ CONTROLS = (
     Mutation(
         "retries of all layers together are bounded",
         PODS,
-        "RETRIES = MOST_OVER_ALL - 1",
-        "RETRIES = MOST_OVER_ALL",
+        "RETRIES = MOST_ATTEMPTS - 1",
+        "RETRIES = MOST_ATTEMPTS",
         f"{COMPILED}only_the_launchers_of_heavy_work_are_started_again_and_at_most_three_times_in_all",
     ),
     Mutation(

@@ -1,7 +1,7 @@
 """What a person sees when a run has ended: one table, the decision, and where to look next; readable at 80 columns.
 
 1. `table` draws the steps of a `RunResult`: time, what happened, key figures.
-2. `lines` says version, decision with its reasons, and the commands that show more.
+2. `lines` says version, decision with its reasons, and the commands that show more: those that ask a server only if it is still there.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def table(result: RunResult) -> Table:
     return made
 
 
-def lines(result: RunResult, tracking_uri: str) -> list[str]:
+def lines(result: RunResult) -> list[str]:
     """What the run came to, and where to look next."""
     said = [f"{result.recipe}: {_count(result)} in {duration(result.seconds)}"]
     if result.version:
@@ -45,12 +45,19 @@ def lines(result: RunResult, tracking_uri: str) -> list[str]:
     said.append("")
     if result.report:
         said.append(f"report:   {result.report}")
+    said += _of_the_registry(result) if result.tracking else ["registry: ended with the run, and the version with it"]
+    said.append(f"logs:     {result.folder}")
+    return said
+
+
+def _of_the_registry(result: RunResult) -> list[str]:
+    """What a tracking store that is still there can be asked."""
+    said = []
     if result.version:
         said.append(f"lineage:  biovlm lineage show models:/{result.registered_model}/{result.version}")
     if result.decision == "promote":
         said.append(f"ask it:   biovlm chat --model models:/{result.registered_model}@champion --image FILE")
-    said.append(f"curves:   mlflow ui --backend-store-uri {tracking_uri}")
-    said.append(f"logs:     {result.folder}")
+    said.append(f"curves:   mlflow ui --backend-store-uri {result.tracking}")
     return said
 
 

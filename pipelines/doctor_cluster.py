@@ -3,8 +3,8 @@
 1. `CHECKS` names the questions; each gets a `Ground` and yields findings, and a letter that it raises becomes one.
 2. `examine` asks them all, however many fail: a person mends everything at once.
 
-Questions about Kubernetes are asked by the client of `components.platform.kuberay`; where this machine has no kubeconfig, they end in one
-finding that says so.
+Questions that only the Kubernetes API answers stand in `doctor_kubernetes.py`; where this machine has no kubeconfig, each ends in a finding
+that says so.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ from components.platform.tracking import reachable
 from model.config import Recipe
 from model.errors import BiovlmError
 from model.recipe import REGISTRY_PREFIX
-from pipelines import biovlm, cluster, estimate, submit
+from pipelines import biovlm, cluster, doctor_kubernetes, estimate, submit
 from pipelines.cluster import Server
 from pipelines.doctor import Finding, Level
+from pipelines.doctor_kubernetes import Kubernetes
 
 MOST_SKEW_SECONDS = 60.0
 """A token is valid from a moment on, and S3 refuses a request that is signed five minutes off."""
@@ -49,6 +50,11 @@ class Ground:
     def server(self) -> Server:
         """A client of the KFP server. Errors as `cluster.connect`."""
         return cluster.connect(self.addresses)
+
+    @cached_property
+    def kubernetes(self) -> Kubernetes:
+        """What is asked of the Kubernetes API."""
+        return Kubernetes(self.settings, self.addresses, self.recipe)
 
 
 Check = Callable[[Ground], Iterator[Finding]]
@@ -123,31 +129,14 @@ def _tracking(ground: Ground) -> Iterator[Finding]:
 
 
 def _pool(ground: Ground) -> Iterator[Finding]:
-    wanted = ground.recipe.resources
-    name, pool = pools.choose(pools.load(ground.settings.pools), wanted.pool)
-    if bool(wanted.gpus_per_worker) != bool(pool.gpus_per_node):
-        hint = "take another pool, or set resources.gpus_per_worker to 1 where the pool has GPUs and to 0 where not"
-        said = f"{name} has {pool.gpus_per_node} GPUs on a node, a worker asks for {wanted.gpus_per_worker}"
-        yield Finding(name="pool", level=Level.MISSING, found=said, hint=hint)
-    elif pool.max_gpus is not None and wanted.workers * wanted.gpus_per_worker > pool.max_gpus:
-        said = f"{wanted.workers * wanted.gpus_per_worker} GPUs are asked for, {name} has {pool.max_gpus}"
-        yield Finding(name="pool", level=Level.MISSING, found=said, hint="take fewer workers, or another pool")
-    else:
-        yield _ok("pool", f"{name}, queue {pool.queue}")
+    name, pool = pools.choose(pools.load(ground.settings.pools), ground.recipe.resources.pool)
+    pools.check(name, pool, ground.recipe.resources)
+    yield _ok("pool", f"{name}, queue {pool.queue}")
 
 
-def _queue(ground: Ground) -> Iterator[Finding]:
-    from components.platform.kuberay.client import Cluster
-
-    _, pool = pools.choose(pools.load(ground.settings.pools), ground.recipe.resources.pool)
-    jobs = Cluster(ground.addresses.jobs_namespace, patience_seconds=10)
-    there = len(jobs.jobs("app.kubernetes.io/managed-by=biovlm"))
-    yield _ok("ray jobs", f"{there} of ours in {ground.addresses.jobs_namespace}")
-    if jobs.cluster_queue(pool.queue) is None:
-        hint = "ask the platform team whether the pool has room; the step itself asks again before it waits"
-        yield Finding(name="queue", level=Level.WARN, found=f"{pool.queue} may not be read from here", hint=hint)
-    else:
-        yield _ok("queue", pool.queue)
+def _kubernetes(ask: Callable[[Kubernetes], Iterator[Finding]]) -> Check:
+    """The question `ask` as one of this table."""
+    return lambda ground: ask(ground.kubernetes)
 
 
 def _bases(ground: Ground) -> Iterator[Finding]:
@@ -199,7 +188,11 @@ CHECKS: dict[str, Check] = {
     "store": _store,
     "tracking": _tracking,
     "pool": _pool,
-    "queue": _queue,
+    "kubernetes": _kubernetes(doctor_kubernetes.versions),
+    "secrets": _kubernetes(doctor_kubernetes.secrets),
+    "ray job": _kubernetes(doctor_kubernetes.ray_job_taken),
+    "queue": _kubernetes(doctor_kubernetes.queue),
+    "registry of images": _kubernetes(doctor_kubernetes.images),
     "bases": _bases,
     "cost": _cost,
 }

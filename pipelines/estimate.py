@@ -87,8 +87,10 @@ def judge(recipe: Recipe, found: Estimate, budget: float | None) -> BiovlmError 
 
 
 def refuse(recipe: Recipe, budget: float | None, settings: Settings) -> None:
-    """Raise the letter of `judge`, or of a pool that there is not; say so where nothing can be known."""
-    _, pool = pools.choose(pools.load(settings.pools), recipe.resources.pool)
+    """Raise the letter of `judge`, or of a pool that there is not or that could never hold it; say so where nothing can be known."""
+    name, pool = pools.choose(pools.load(settings.pools), recipe.resources.pool)
+    if recipe.resources.pool is not None:  # without one, a standing Ray cluster may have the GPUs
+        pools.check(name, pool, recipe.resources)
     if not recipe.resources.gpus_per_worker:
         return
     found = of(recipe, PEAK_TFLOPS.get(pool.ray_accelerator, UNKNOWN_TFLOPS), settings)

@@ -17,7 +17,7 @@ from typing import Any
 
 from kfp import dsl, kubernetes
 
-from components.platform.retries import MOST_OVER_ALL
+from components.platform.retries import MOST_ATTEMPTS
 
 SETTINGS = "biovlm"
 """ConfigMap with the addresses of a cluster, under the names of the environment variables."""
@@ -61,7 +61,7 @@ DEADLINES = {
 }
 """Seconds that a step's own pod may live. For heavy steps that includes the time in a queue; the Ray job has a deadline of its own."""
 HEAVY = ("align", "instruct", "task", "evaluate", "champion")
-RETRIES = MOST_OVER_ALL - 1
+RETRIES = MOST_ATTEMPTS - 1
 """How often the pod of a heavy step is started again: a pod that only waits may be lost with its node. It finds the Ray job of the attempt
 before, and work that begins anew is counted with all other attempts (components/platform/retries.py). Other steps are tried once: what
 fails in them fails again, and `biovlm retry` goes on from there."""

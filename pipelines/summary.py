@@ -62,6 +62,7 @@ class RunResult(BaseModel):
     cost: Cost = Field(default=Cost(), description="Of the steps that ran.")
     saved: Cost = Field(default=Cost(), description="What the steps that were reused had cost.")
     forecast: Error | None = Field(default=None, description="How wrong the forecast was; empty if there was none.")
+    tracking: str = Field(default="", exclude=True, description="Address of the tracking store; empty if it ended with the run.")
     error: BiovlmError | None = Field(default=None, exclude=True)
 
 
@@ -103,6 +104,7 @@ def summarise(settings: Settings, recipe: Recipe, error: BiovlmError | None, sec
         cost=whole[0],
         saved=whole[1],
         forecast=error_of_forecast,
+        tracking=settings.tracking_uri,
         error=error,
     )
 

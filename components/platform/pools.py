@@ -3,7 +3,7 @@
 1. `load` reads `pools.yaml` beside this file, or the site's own (BIOVLM_POOLS), strictly: an unknown key is an error with the nearest
    known one.
 2. `choose` finds the pool that a recipe names.
-3. `layout` cuts the recipe's workers into pods of that pool, and refuses what the pool cannot do.
+3. `layout` cuts the recipe's workers into pods of that pool, and refuses what the pool cannot do; `check` asks that before any run.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
-from components.platform.heavy import HeavyWork
+from model.config import Resources
 from model.config.choices import Name, Strict
 from model.errors import ConfigError
 
@@ -118,20 +118,36 @@ def choose(pools: Mapping[str, Pool], name: str | None) -> tuple[str, Pool]:
     return name, pools[name]
 
 
-def layout(name: str, pool: Pool, work: HeavyWork) -> Layout:
+def check(name: str, pool: Pool, wanted: Resources) -> None:
+    """ConfigError if training could never stand in the pool: what `layout` refuses, or more GPUs than the pool has."""
+    layout(name, pool, wanted)
+    gpus = wanted.workers * wanted.gpus_per_worker
+    if pool.max_gpus is not None and gpus > pool.max_gpus:
+        raise ConfigError(
+            f"resources.pool: {gpus} GPUs are asked for, {name} has {pool.max_gpus}, so its queue could never admit this",
+            "take fewer workers, or another pool",
+        )
+
+
+def layout(name: str, pool: Pool, wanted: Resources, evaluates: bool = False) -> Layout:
     """How the workers stand in pods: as many in each as divide evenly and a node has GPUs for.
+
+    Args:
+        name: The pool's name.
+        pool: The pool.
+        wanted: Number and size of the workers.
+        evaluates: They evaluate, and may do that on slices.
 
     Raises:
         ConfigError: GPUs asked of a pool without, none asked of a pool with, or several training workers on slices.
     """
-    wanted = work.resources
     if bool(wanted.gpus_per_worker) != bool(pool.gpus_per_node):
         has = f"has {pool.gpus_per_node} GPUs on each node" if pool.gpus_per_node else "has no GPUs"
         raise ConfigError(
             f"resources.pool: {name} {has}, resources.gpus_per_worker is {wanted.gpus_per_worker}",
             "take another pool, or set resources.gpus_per_worker to 1 where the pool has GPUs and to 0 where not",
         )
-    if pool.mig and wanted.workers > 1 and not work.evaluates:
+    if pool.mig and wanted.workers > 1 and not evaluates:
         raise ConfigError(
             f"resources.pool: {name} is made of GPU slices (MIG), resources.workers is {wanted.workers}; slices cannot train together",
             "set resources.workers=1, or take a pool of whole GPUs",

@@ -23,7 +23,7 @@ from typing import Any
 from components.platform import launch, letter, origin
 from components.platform.desk import ATTEMPTS, Courier, Desk, Spec
 from components.platform.heavy import Result
-from components.platform.retries import MOST_OVER_ALL, Attempts, forgiven
+from components.platform.retries import Attempts, forgiven
 from components.platform.settings import Settings
 from components.platform.step import as_letter, versions
 from components.platform.stops import on_sigterm
@@ -78,8 +78,8 @@ def _run(spec: Spec, spec_uri: str, desk: Desk, settings: Settings, places: Plac
     task = spec.task
     attempts = Attempts(places.attempts, task.run_id)
     attempts.check()
-    wanted = task.resources.max_failures
-    failures = min(forgiven(wanted, attempts.counted), forgiven(wanted, settings.tries_before, MOST_OVER_ALL))
+    # RayJobs that came to no begin stand in the second count alone.
+    failures = forgiven(task.resources.max_failures, max(attempts.counted, settings.tries_before))
     resources = task.resources.model_copy(update={"max_failures": failures})
     job = {"spec": spec.model_dump(mode="json"), "spec_uri": spec_uri, "token": token}
     try:

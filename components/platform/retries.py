@@ -1,11 +1,12 @@
 """How often one step is tried, over all layers together.
 
 The pipeline, the cluster's job and Ray's worker group can each start a step again, and their bounds multiply: 3 x 3 x 3 attempts at
-something that cannot succeed. So attempts are counted in one place, and every layer's bound is cut to what is left.
+something that cannot succeed. So there is one bound for all of them, and each layer's own is cut to what is left of it.
 
 1. `again` is the decision: what cannot change is tried once, a stop from outside is free, all else counts up to `MOST_ATTEMPTS`.
-2. `Attempts` is the count: a file beside the step's scratch folder, one line for each begin and for each stop from outside. It counts
-   for one run of the pipeline; who starts a new run has decided to try again.
+2. `Attempts` is the count: a file beside the step's scratch folder, or on the desk of heavy work (desk.py), one line for each begin and
+   for each stop from outside. It counts for one run of the pipeline; who starts a new run has decided to try again. A RayJob that never
+   came to a begin is counted on the job itself (kuberay/adopting.py), against the same bound.
 3. A training step gives Ray no more restarts than `forgiven` says, and begins none when the attempts are used up (RefusedError,
    exit 77, which nobody retries).
 """
@@ -19,33 +20,30 @@ from pathlib import Path
 from model import manifest
 from model.errors import NEVER_RETRIED, ExitCode, RefusedError
 
-MOST_ATTEMPTS = 12
-MOST_OVER_ALL = 3
-"""How often heavy work on a cluster is tried: its pipeline, its RayJobs and Ray's own restarts together."""
+MOST_ATTEMPTS = 3
+"""How often a step of a run is tried: its pipeline, the cluster's jobs and Ray's own restarts together."""
 
 
-def again(code: int | None, attempts: int, most: int = MOST_ATTEMPTS) -> bool:
+def again(code: int | None, attempts: int) -> bool:
     """Whether a step may be started again.
 
     Args:
         code: What it ended with; None if its process vanished.
         attempts: How many have counted so far, this one included.
-        most: How many may count.
     """
     if code == ExitCode.DONE or code in NEVER_RETRIED:
         return False
-    return code == ExitCode.PREEMPTED or attempts < most
+    return code == ExitCode.PREEMPTED or attempts < MOST_ATTEMPTS
 
 
-def forgiven(max_failures: int, attempts: int, most: int = MOST_ATTEMPTS) -> int:
+def forgiven(max_failures: int, attempts: int) -> int:
     """How many failures the layer that now begins may forgive, of the `max_failures` it wants to.
 
     Args:
         max_failures: As the recipe says.
         attempts: How many have counted before.
-        most: How many may count.
     """
-    return max(0, min(max_failures, most - attempts - 1))
+    return max(0, min(max_failures, MOST_ATTEMPTS - attempts - 1))
 
 
 class Attempts:
@@ -54,11 +52,10 @@ class Attempts:
     Args:
         path: The file; made when the first attempt begins.
         run_id: Of the pipeline run.
-        most: How many attempts may count.
     """
 
-    def __init__(self, path: Path, run_id: str, most: int = MOST_ATTEMPTS) -> None:
-        self._path, self._run_id, self._most = path, run_id, most
+    def __init__(self, path: Path, run_id: str) -> None:
+        self._path, self._run_id = path, run_id
 
     @property
     def counted(self) -> int:
@@ -71,9 +68,9 @@ class Attempts:
 
     def check(self) -> None:
         """RefusedError if none is left."""
-        if self.counted >= self._most:
+        if self.counted >= MOST_ATTEMPTS:
             raise RefusedError(
-                f"the step was tried {self.counted} times in this run, {self._most} are allowed over all layers",
+                f"the step was tried {self.counted} times in this run, {MOST_ATTEMPTS} are allowed over all layers",
                 "look at its log for what it died of; a new run begins to count anew and goes on from the last checkpoint",
             )
 

@@ -128,7 +128,7 @@ class Settings:
             trigger=env.get("BIOVLM_TRIGGER", ""),
             pools=Path(env["BIOVLM_POOLS"]) if env.get("BIOVLM_POOLS") else None,
             ray_storage=env.get("BIOVLM_RAY_STORAGE", ""),
-            tries_before=int(env.get("BIOVLM_TRIES_BEFORE") or 0),
+            tries_before=_count(env.get("BIOVLM_TRIES_BEFORE") or "0"),
             mirrored=env.get("BIOVLM_MIRRORED") == "1",
             trace=env.get("BIOVLM_TRACE") == "1",
             feature_cache_gib=_gib(env.get("BIOVLM_FEATURE_CACHE_GIB") or str(FEATURE_CACHE_GIB)),
@@ -250,6 +250,12 @@ def _signing(text: str) -> bool:
 
 def _path(env: Mapping[str, str], name: str) -> Path | None:
     return Path(env[name]).expanduser().absolute() if env.get(name) else None
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise ConfigError(f"BIOVLM_TRIES_BEFORE is {text!r}", "leave it to the launcher of a Ray job, which gives a whole number")
+    return int(text)
 
 
 def _gib(text: str) -> float:

@@ -77,7 +77,9 @@ def run(recipe_json: str, champion: str, budget: str = "", policy: str = "") -> 
         began = time.time()
         checked = _recipe(recipe_json)
         _libraries(LIBRARIES if settings.launcher == "process" else LAUNCHER_LIBRARIES)
-        _, pool = pools.choose(pools.load(settings.pools), checked.resources.pool)
+        name, pool = pools.choose(pools.load(settings.pools), checked.resources.pool)
+        if settings.launcher == "kuberay":
+            pools.check(name, pool, checked.resources)
         if settings.launcher == "process":
             _machine(checked.resources, log)
         _bases(checked.model)

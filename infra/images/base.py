@@ -27,7 +27,7 @@ PACKAGES = {
 """Target -> Debian packages that its image needs beside Python."""
 HEADERS = {"launcher": (), "train": ("libpython3.11-dev",)}
 """What an official Python image has already, and a Debian has not: Python.h, for the same kernels."""
-BUILDERS = ("pip", "setuptools", "wheel")
+BUILDERS = ("uv", "setuptools", "wheel")
 UNREAD = ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/info", "var/log")
 
 

@@ -36,7 +36,7 @@ CONTAINERFILE = ROOT / "infra" / "images" / "Containerfile"
 REQUIREMENTS = ROOT / "requirements"
 OUT = ROOT / "build" / "images"
 NAMES = {"launcher": "biovlm-launcher-python", "train": "biovlm-train"}
-"""Target -> name of its image; the launcher's is the base image of the compiled steps."""
+"""Target -> name of its image. The launcher's is the base image of the compiled steps: KFP warns of one without `python` in its name."""
 LIMIT_MB = {"launcher": 900}
 BESIDE = ("pyproject.toml", "dvc.yaml", "LICENSE")
 

@@ -124,7 +124,7 @@ class Resources(Strict):
     gpus_per_worker: Annotated[int, Field(ge=0, le=1)] = 0
     memory_gib: Annotated[float, Field(gt=0)] = 4.0
     """Memory of one worker in GiB."""
-    max_failures: Annotated[int, Field(ge=0, le=10)] = 2
+    max_failures: Annotated[int, Field(ge=0, le=2)] = 2
     """How often a stage may lose a worker and go on from its last checkpoint."""
     stall_seconds: Annotated[float, Field(gt=0)] = 900.0
     """Longest time that a worker may stand still, or wait for another one; then its stacks are told and it ends with exit 70."""

@@ -290,7 +290,7 @@ def _share(training: Training, number: int) -> float:
 
 def _report(training: Training, number: int, outcome: Outcome, num_skips: int, seconds: float) -> None:
     """Numbers of the step; what is not finite is left out."""
-    values = {"loss": outcome.loss, "gradient_norm": outcome.norm}
+    values = {"loss": outcome.loss, "gradient_norm": outcome.norm, "checkpoint_age_seconds": training.store.age_seconds}
     values |= {f"learning_rate/{name}": rate for name, rate in training.sharing.rates(_share(training, number)).items()}
     if num_skips:
         values["skipped_steps"] = float(num_skips)

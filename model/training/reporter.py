@@ -25,7 +25,8 @@ class Reporter(Protocol):
         Args:
             step: From 1 to `total`.
             total: Optimizer steps of the whole run.
-            values: Name -> finite number, e.g. `loss`, `learning_rate/connector`, `tokens_per_second`; without `loss` after a
+            values: Name -> finite number, e.g. `loss`, `learning_rate/connector`, `tokens_per_second`, `checkpoint_age_seconds` (what
+                a kill now would cost); without `loss` after a
                 step whose loss was no number. `skipped_steps` counts those not taken, once there are some.
         """
 

@@ -96,7 +96,7 @@ class Store:
         self._writer = Writer(self.place.label, patience_seconds)
         self._attempt = 0
         self._saved = 0
-        self._began = time.monotonic()
+        self._began = self._safe = time.monotonic()
         self._calm: Entry | None = None
         self.world_sizes: list[list[int]] = [[0, ranks.world_size]]
         """[from this step on, so many workers]: the history of the run."""
@@ -105,6 +105,12 @@ class Store:
     def waited_seconds(self) -> float:
         """How long steps have stood still for the store."""
         return self._writer.waited_seconds
+
+    @property
+    def age_seconds(self) -> float:
+        """Of the state that a kill now would lead back to: since it was copied, or, before the first checkpoint, since this process
+        began. Known to rank 0."""
+        return time.monotonic() - self._safe
 
     def resume(self, sharing: Sharing) -> Resumed:
         """Claim the run, and restore the newest good checkpoint: weights, moments, random numbers.
@@ -150,7 +156,7 @@ class Store:
         if not self._ranks.leads:
             return
         self._writer.settle()  # before the copy: memory holds one
-        entry = Entry(step, self._attempt)
+        entry, copied = Entry(step, self._attempt), time.monotonic()
         files = {
             WEIGHTS: _copy(weights),
             OPTIMIZER: _copy(moments),
@@ -163,7 +169,7 @@ class Store:
             "journal": json.loads(manifest.canonical_json(journal or {})),
             "calm": calm,
         }
-        self._writer.submit(lambda: self._write(entry, files, facts))
+        self._writer.submit(lambda: self._write(entry, files, facts, copied))
 
     def catch_up(self) -> None:
         """Called after each step, before `save`: what was copied before this step should be written by now."""
@@ -284,7 +290,7 @@ class Store:
             )
         self.world_sizes = stored
 
-    def _write(self, entry: Entry, files: Mapping[str, Tensors], facts: dict[str, Any]) -> None:
+    def _write(self, entry: Entry, files: Mapping[str, Tensors], facts: dict[str, Any], copied: float) -> None:
         """In the background: make, seal, commit, and remove what is no longer needed."""
         with self.place.stage(entry) as folder:
             for name, values in files.items():
@@ -293,6 +299,7 @@ class Store:
                     raise CannotWriteError(f"{entry.name}/{name} is not what was written to it", "check the disk")
             manifest.seal(folder, KIND, facts=facts)
             self.place.commit(folder, entry)
+        self._safe = copied
         if facts["calm"]:
             self._calm = entry
         kept = {entry, *self.place.entries()[:KEPT], *([self._calm] if self._calm else [])}

@@ -38,7 +38,7 @@ class RayCluster:
     def __init__(self, folder: Path, **environment: str) -> None:
         self.folder, self.home = folder, folder / "node"
         gcs, self.port, agent, agent_grpc, client, metrics = free_ports(6)
-        self.address = f"http://127.0.0.1:{self.port}"
+        self.address, self.gcs = f"http://127.0.0.1:{self.port}", f"127.0.0.1:{gcs}"
         self.token = folder / "token"
         self.token.write_text(secrets.token_hex(32))
         self._temporary = tempfile.mkdtemp(prefix="bv-", dir="/tmp")

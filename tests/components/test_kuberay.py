@@ -25,7 +25,7 @@ from tests.standins.kuberay import (
     too_old,
     vanish,
 )
-from tests.standins.work import SITE, Clock, back_end, connection, work
+from tests.standins.work import KUBECONFIG, SITE, Clock, back_end, connection, work
 
 DONE = Result(0)
 SMOOTH = [admit(), RUNNING, SUCCEEDED]
@@ -272,13 +272,3 @@ def test_outside_a_pod_the_users_kubeconfig_is_taken_and_without_one_it_is_a_let
     with KubeRay() as server:
         path.write_text(KUBECONFIG.format(address=server.address, token=TOKEN))
         assert Cluster(NAMESPACE).jobs("") == []
-
-
-KUBECONFIG = """
-apiVersion: v1
-kind: Config
-current-context: here
-contexts: [{{name: here, context: {{cluster: here, user: me}}}}]
-clusters: [{{name: here, cluster: {{server: "{address}"}}}}]
-users: [{{name: me, user: {{token: "{token}"}}}}]
-"""

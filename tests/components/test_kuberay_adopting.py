@@ -199,7 +199,7 @@ def test_the_retries_of_all_layers_do_not_multiply(says, uses):
                 return results[-1]
 
             with pytest.raises(BiovlmError):
-                back_end(server).run(work(max_failures=10), print, result)
+                back_end(server).run(work(max_failures=2), print, result)
             if len(server.created) > made:
                 allowed = int(server.created[-1]["metadata"]["annotations"][manifest.ALLOWED])
                 starts.append(min(uses, allowed))

@@ -284,7 +284,7 @@ def test_the_name_is_of_the_run_and_the_spec_and_not_of_the_attempt():
 
 @pytest.mark.parametrize(("before", "allowed"), [(0, 3), (1, 2), (2, 1)])
 def test_kuberay_never_retries_and_all_layers_together_try_three_times(before, allowed):
-    body = job(before=before, max_failures=10)
+    body = job(before=before, max_failures=2)
     assert body["spec"]["backoffLimit"] == 0
     assert body["metadata"]["annotations"][manifest.ALLOWED] == str(allowed)
     assert before + allowed == 3

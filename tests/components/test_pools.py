@@ -54,22 +54,29 @@ def test_a_wrong_pools_file_is_a_letter(tmp_path, text, said):
     [("h100", 16, 2, 8), ("h100", 12, 2, 6), ("h100", 7, 1, 7), ("h100", 11, 11, 1), ("l4", 3, 3, 1)],
 )
 def test_workers_are_cut_into_equal_pods_without_idle_gpus(pool, workers, pods, each):
-    found = pools.layout(pool, POOLS[pool], work(pool=pool, workers=workers))
+    found = pools.layout(pool, POOLS[pool], work(pool=pool, workers=workers).resources)
     assert (found.pods, found.workers_per_pod, found.gpus_per_pod) == (pods, each, each)
 
 
 def test_slices_do_not_train_together_but_evaluate_side_by_side():
     mig = POOLS["mig-3g-40gb"]
     with pytest.raises(ConfigError, match=r"slices \(MIG\), resources.workers is 2"):
-        pools.layout("mig-3g-40gb", mig, work(workers=2))
-    assert pools.layout("mig-3g-40gb", mig, work(workers=1)).pods == 1
-    assert pools.layout("mig-3g-40gb", mig, work(workers=4, evaluates=True)).pods == 4
+        pools.layout("mig-3g-40gb", mig, work(workers=2).resources)
+    assert pools.layout("mig-3g-40gb", mig, work(workers=1).resources).pods == 1
+    assert pools.layout("mig-3g-40gb", mig, work(workers=4).resources, evaluates=True).pods == 4
 
 
 @pytest.mark.parametrize(("pool", "gpus"), [("cpu", 1), ("l4", 0)])
 def test_a_pool_takes_only_what_suits_it(pool, gpus):
     with pytest.raises(ConfigError, match="gpus_per_worker"):
-        pools.layout(pool, POOLS[pool], work(pool=pool, gpus_per_worker=gpus))
+        pools.layout(pool, POOLS[pool], work(pool=pool, gpus_per_worker=gpus).resources)
+
+
+def test_more_gpus_than_a_pool_has_are_refused_before_anything_waits():
+    most = POOLS["l4"].max_gpus
+    pools.check("l4", POOLS["l4"], work(workers=most).resources)
+    with pytest.raises(ConfigError, match=f"{most + 1} GPUs are asked for, l4 has {most}"):
+        pools.check("l4", POOLS["l4"], work(workers=most + 1).resources)
 
 
 def test_cost_is_gpus_times_hours():

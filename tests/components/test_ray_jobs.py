@@ -5,6 +5,7 @@ The cluster is one node on this machine, with a home of its own. It needs ray[de
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -27,6 +29,9 @@ from model.manifest import canonical_json
 from tests.components.ray_cluster import RayCluster, missing
 from tests.model.tiny_bases import make_language, make_tower
 from tests.pipelines import micro
+from tests.standins.kuberay import NAMESPACE, TOKEN, KubeRay, admit, status
+from tests.standins.kuberay_pod import Pod
+from tests.standins.work import KUBECONFIG
 
 pytestmark = [
     pytest.mark.lane,
@@ -202,6 +207,56 @@ def test_a_wrong_token_ends_the_step_at_once_with_78(launchers, tmp_path):
     process = launchers.start()
     assert process.wait(120) == ConfigError.exit_code, process.stderr.read().decode()
     assert "refuses the token" in launchers.heard("failed")[-1].message
+
+
+def test_a_launcher_of_a_rayjob_comes_from_its_command_to_the_checkpoint_and_survives_its_own_death(
+    launchers, cluster, tmp_path, monkeypatch
+):
+    piece = json.loads((tmp_path / "piece.json").read_text())
+    piece["stage"]["epochs"] = 150
+    (tmp_path / "piece.json").write_text(canonical_json(piece))
+    cloud = {name: os.environ[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL_S3")}
+    ray = {"RAY_ADDRESS": cluster.gcs, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(cluster.token)}
+    pod = Pod({**cloud, **ray, "BIOVLM_HOME": str(tmp_path / "pod"), "HOME": str(tmp_path)}, tmp_path / "pod.log")
+    with KubeRay([status("Suspended"), admit(), pod]) as kubernetes, contextlib.closing(SimpleNamespace(close=pod.end)):
+        kubernetes.queue("biovlm-cpu", {})
+        launchers.environment = kuberay_environment(launchers, kubernetes, tmp_path)
+        first = launchers.start()
+        launchers.wait_for(first, "progress")
+        first.kill()
+        first.wait()
+
+        second = launchers.start()
+        launchers.wait_for(second, "note", "of an earlier attempt is adopted")
+        assert second.wait(300) == 0, second.stderr.read().decode() + (tmp_path / "pod.log").read_text()
+        (made,) = kubernetes.created
+    found = reference.read(tmp_path / "out.json", launchers.settings().store)
+    assert Desk.of(launchers.shared, "run-1", found.folder.name).result().digest == found.digest
+    assert found.digest == undisturbed(launchers, tmp_path)
+    assert {"secretRef": {"name": "biovlm-store"}} in json_values(made, "envFrom")
+    assert "AWS_" not in json.dumps(made), "secrets come by name"
+
+
+def kuberay_environment(launchers, kubernetes, folder):
+    (folder / "kubeconfig").write_text(KUBECONFIG.format(address=kubernetes.address, token=TOKEN))
+    told = {
+        "BIOVLM_LAUNCHER": "kuberay",
+        "BIOVLM_NAMESPACE": NAMESPACE,
+        "BIOVLM_TEAM": "radiology",
+        "BIOVLM_TRAIN_IMAGE": f"registry.example/biovlm-train@sha256:{'a' * 64}",
+        "BIOVLM_RAY_SECRETS": "biovlm-store",
+        "KUBECONFIG": str(folder / "kubeconfig"),
+    }
+    return {name: value for name, value in (launchers.environment | told).items() if name != "BIOVLM_RAY_ADDRESS"}
+
+
+def json_values(value, name):
+    """Everything in lists under that name, anywhere."""
+    if isinstance(value, list):
+        return [found for part in value for found in json_values(part, name)]
+    if not isinstance(value, dict):
+        return []
+    return [found for key, part in value.items() for found in (part if key == name else json_values(part, name))]
 
 
 def submitted(cluster, monkeypatch):

@@ -1,4 +1,4 @@
-"""What the environment says about the cache of features, and that children hear the same."""
+"""What the environment says in numbers, and that children hear the same."""
 
 from __future__ import annotations
 
@@ -21,3 +21,9 @@ def test_the_limit_of_the_feature_cache_is_read_and_passed_on(tmp_path, said, gi
 def test_a_limit_that_is_no_size_is_refused(tmp_path, said):
     with pytest.raises(ConfigError, match="BIOVLM_FEATURE_CACHE_GIB"):
         Settings.from_environment({"BIOVLM_HOME": str(tmp_path), "BIOVLM_FEATURE_CACHE_GIB": said})
+
+
+@pytest.mark.parametrize("said", ["many", "-1", "1.5", "²"])
+def test_a_count_of_tries_that_is_none_is_refused(tmp_path, said):
+    with pytest.raises(ConfigError, match="BIOVLM_TRIES_BEFORE is"):
+        Settings.from_environment({"BIOVLM_HOME": str(tmp_path), "BIOVLM_TRIES_BEFORE": said})

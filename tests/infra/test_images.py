@@ -87,8 +87,9 @@ def test_the_lock_of_an_image_holds_what_it_needs_and_nothing_that_is_forbidden(
 
 
 def test_an_image_has_the_versions_of_the_environment(root):
-    """One set of versions for the machine of a developer and both images: a key does not see them."""
-    read = {path: inside.entries(path.read_text()) for path in (root / "requirements").rglob("*.txt")}
+    """One set of versions for the machine of a developer and both images: a key does not see them. What lists an image's content is
+    thrown away while it is built."""
+    read = {path: inside.entries(path.read_text()) for path in (root / "requirements").rglob("*.txt") if path.stem != "sbom"}
     versions = {path: {inside.name_of(e): e.split()[0] for e in found} for path, found in read.items()}
     master = {name: pin for path, pins in versions.items() if path.parent.name != "images" for name, pin in pins.items()}
     others = {path.stem: {n: p for n, p in pins.items() if master.get(n) != p} for path, pins in versions.items()}
@@ -106,6 +107,12 @@ def test_a_lock_is_split_into_wheels_and_sources():
     assert [inside.name_of(entry) for entry in wheels] == ["a"]
     assert [inside.name_of(entry) for entry in sources] == ["b"]
     assert all("--hash" in entry for entry in (*wheels, *sources))
+
+
+def test_a_build_of_torch_for_this_machine_keeps_the_hashes_of_the_lock():
+    entry = "torch==2.13.0 --hash=sha256:aa --hash=sha256:bb"
+    assert inside.as_it_came(entry, ["torch-2.13.0+cpu-cp311-cp311-x.whl"]) == entry.replace("2.13.0", "2.13.0+cpu")
+    assert inside.as_it_came(entry, ["torch-2.13.0-cp311-cp311-x.whl", "torchmetrics-2.13.0+cpu-x.whl"]) == entry
 
 
 def test_debian_packages_are_in_the_sbom():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from components.platform.retries import MOST_OVER_ALL
+from components.platform.retries import MOST_ATTEMPTS
 from pipelines import biovlm, engine, pods, runs
 from pipelines.pods import Images
 from pipelines.summary import STEPS
@@ -120,8 +120,8 @@ def test_what_a_worker_asks_for_is_passed_on_and_never_asked_for_the_launcher(st
 def test_only_the_launchers_of_heavy_work_are_started_again_and_at_most_three_times_in_all(steps):
     for name, (task, *_) in steps.items():
         retries = task.get("retryPolicy", {}).get("maxRetryCount", 0)
-        assert retries == (MOST_OVER_ALL - 1 if name in HEAVY else 0), name
-    assert MOST_OVER_ALL == 3
+        assert retries == (MOST_ATTEMPTS - 1 if name in HEAVY else 0), name
+    assert MOST_ATTEMPTS == 3
 
 
 def test_every_pod_has_an_end_a_user_that_is_not_root_and_knows_who_it_is(steps):

@@ -127,6 +127,7 @@ def a_result(**changes):
         StepResult(name="task", state="not reached"),
     )
     values = {"run_id": "x", "folder": "/runs/x", "recipe": "tiny", "seconds": 321, "exit_code": 0, "registered_model": "tiny"}
+    values["tracking"] = "sqlite:///db"
     return RunResult(steps=steps, **(values | changes))
 
 
@@ -148,8 +149,7 @@ def test_the_closing_table_fits_and_says_what_happened():
 
 def test_the_closing_lines_say_where_to_look_next():
     said = closing.lines(
-        a_result(version="3", decision="hold", reasons=("closed accuracy 0.7 is below 0.8",), report="/runs/x/report.html"),
-        "sqlite:///db",
+        a_result(version="3", decision="hold", reasons=("closed accuracy 0.7 is below 0.8",), report="/runs/x/report.html")
     )
     assert said[0] == "tiny: 2 ran, 1 not reached in 5 min 21 s"
     text = "\n".join(said)
@@ -163,10 +163,16 @@ def test_the_closing_lines_say_where_to_look_next():
     ):
         assert word in text
     assert "biovlm chat" not in text, "a version that is not champion does not answer"
-    assert "biovlm chat" in "\n".join(closing.lines(a_result(version="3", decision="promote"), ""))
+    assert "biovlm chat" in "\n".join(closing.lines(a_result(version="3", decision="promote")))
+
+
+def test_no_line_leads_to_a_server_that_ended_with_the_run():
+    said = "\n".join(closing.lines(a_result(version="3", decision="promote", tracking="")))
+    assert "ended with the run" in said
+    assert not [word for word in ("mlflow", "models:/", "http", "biovlm chat", "biovlm lineage") if word in said]
 
 
 def test_a_run_that_failed_offers_no_report():
-    said = "\n".join(closing.lines(a_result(exit_code=77, error=RefusedError("no")), "sqlite:///db"))
+    said = "\n".join(closing.lines(a_result(exit_code=77, error=RefusedError("no"))))
     assert "report:" not in said
     assert "/runs/x" in said

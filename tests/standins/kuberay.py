@@ -8,7 +8,8 @@ It is a real HTTP server on the loopback interface. It answers what a launcher a
    defaults, a uid and a resourceVersion. A second one of the same name is 409, a patch on an old resourceVersion too, a deletion with
    another uid too. `status` cannot be written by a client. A deletion waits for KubeRay's finalizer.
 3. KubeRay's and Kueue's own rules (components/platform/kuberay/rules.py, which have a table of their own) lead to `ValidationFailed`.
-4. Controllers are played by a script: a list of steps, one for each look at a job (a read or a watch event). A step changes the
+4. Its version, API groups and Secrets' metadata are in tests/standins/kubernetes_core.py; a dry run is checked and not kept.
+5. Controllers are played by a script: a list of steps, one for each look at a job (a read or a watch event). A step changes the
    job (`status`, `admit`, `evict`), deletes it (`vanish`), or breaks something (`fail`, `drop`, `too_old`).
 
 What it cannot prove: that a real KubeRay reaches these states at these moments, pods, networks, timing, admission webhooks, RBAC rules,
@@ -93,6 +94,8 @@ class KubeRay:
         self.installed = True
         self.tokens, self.forbidden, self.workloads = {TOKEN}, set(), []
         self.queues, self.cluster_queues = {}, {}
+        self.version, self.secrets = ("1", "32"), {"biovlm-store", "biovlm-tracking"}
+        self.groups = {"ray.io": ["v1"], "kueue.x-k8s.io": ["v1beta2", "v1beta1"]}
         self.queue("biovlm-l4", {"nvidia.com/gpu": 8})
         self.lock = threading.RLock()
         self._version = 100

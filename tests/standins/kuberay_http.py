@@ -8,11 +8,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from tests.standins import kubernetes_core
 from tests.standins.crd import crd
 
 NAMESPACE = "biovlm"
 QUERY = {
-    ("POST", False): {"fieldValidation", "fieldManager"},
+    ("POST", False): {"fieldValidation", "fieldManager", "dryRun"},
     ("GET", False): {"labelSelector", "fieldSelector", "watch", "resourceVersion", "timeoutSeconds", "allowWatchBookmarks"},
     ("GET", True): set(),
     ("PATCH", True): {"fieldValidation", "fieldManager"},
@@ -90,6 +91,10 @@ class Handler(BaseHTTPRequestHandler):
         self.cluster.hold(after=False)
         with self.cluster.lock:
             self._allowed(parts)
+            if self.command == "GET" and (
+                found := kubernetes_core.answer(self.cluster, NAMESPACE, parts, self.headers.get("Accept"), Refused)
+            ):
+                return found
             if parts[:2] == ["apis", "kueue.x-k8s.io"]:
                 return self._kueue(parts[2:])
             if (
@@ -116,7 +121,9 @@ class Handler(BaseHTTPRequestHandler):
     def _allowed(self, parts):
         if self.headers.get("Authorization") not in {f"Bearer {token}" for token in self.cluster.tokens}:
             raise Refused(401, "Unauthorized", "Unauthorized")
-        resource = next((part for part in ("rayjobs", "workloads", "localqueues", "clusterqueues") if part in parts), "")
+        resource = next(
+            (part for part in ("rayjobs", "workloads", "localqueues", "clusterqueues", "secrets") if part in parts), ""
+        )
         if (self.command, resource) in self.cluster.forbidden:
             raise Refused(403, "Forbidden", f"{resource} is forbidden: User cannot {self.command} it")
         if resource == "rayjobs" and self.cluster.faults and isinstance(self.cluster.faults[0], int):
@@ -134,6 +141,10 @@ class Handler(BaseHTTPRequestHandler):
             raise Refused(400, "BadRequest", f"strict decoding error: {'; '.join(errors[:5])}")
         if sent["metadata"]["name"] in self.cluster.jobs:
             raise Refused(409, "AlreadyExists", f'rayjobs.ray.io "{sent["metadata"]["name"]}" already exists')
+        if "dryRun" in query:
+            if query["dryRun"] != "All":
+                raise Refused(400, "BadRequest", f"dryRun is {query['dryRun']}, only All is known")
+            return sent
         return self.cluster.add(sent)
 
     def _one(self, name, sent):

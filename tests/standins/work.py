@@ -13,6 +13,14 @@ from model.config import Resources
 from tests.standins.kuberay import NAMESPACE, TOKEN
 
 STORE = "s3://bucket/store"
+KUBECONFIG = """
+apiVersion: v1
+kind: Config
+current-context: here
+contexts: [{{name: here, context: {{cluster: here, user: me}}}}]
+clusters: [{{name: here, cluster: {{server: "{address}"}}}}]
+users: [{{name: me, user: {{token: "{token}"}}}}]
+"""
 SITE = Site(
     namespace=NAMESPACE,
     image="registry.example/biovlm-train@sha256:" + "a" * 64,

@@ -17,7 +17,7 @@ from typing import Any
 from components.platform.heavy import Result
 from components.platform.kuberay.manifest import ALLOWED, BEFORE, SPEC_DIGEST
 from components.platform.kuberay.waiter import End, Limits, Look, Memory, State, step
-from components.platform.retries import MOST_OVER_ALL
+from components.platform.retries import MOST_ATTEMPTS
 from model.errors import NEVER_RETRIED, ExitCode, RefusedError
 
 FOREVER = Limits(working=float("inf"), starting=float("inf"), queued=float("inf"))
@@ -81,9 +81,9 @@ def decide(job: dict[str, Any], digest: str, result: Result | None) -> Verdict:
     if end is None or end.state is State.DONE or end.code in NEVER_RETRIED or _final(result):
         return Verdict(Way.LET_GO if going else Way.ADOPT, before)
     used = before + _tries(job, end, result)
-    if used >= MOST_OVER_ALL:
+    if used >= MOST_ATTEMPTS:
         raise RefusedError(
-            f"the RayJob {metadata['name']} failed; the step was tried {used} times over all layers, {MOST_OVER_ALL} are allowed",
+            f"the RayJob {metadata['name']} failed; the step was tried {used} times over all layers, {MOST_ATTEMPTS} are allowed",
             "see what its pods died of; a new run counts anew and goes on from the last checkpoint",
         )
     return Verdict(Way.LET_GO if going else Way.REPLACE, used)

@@ -22,7 +22,7 @@ from components.platform.kuberay.adopting import Way, decide, look_of
 from components.platform.kuberay.client import Cluster, Object
 from components.platform.kuberay.reaper import Leftover, RunState, leftovers, run_of
 from components.platform.kuberay.site import Site
-from components.platform.retries import MOST_OVER_ALL
+from components.platform.retries import MOST_ATTEMPTS
 from components.platform.settings import Settings
 from model.errors import BiovlmError, ConfigError, ExitCode, InternalError
 
@@ -117,7 +117,7 @@ class KubeRay:
                     self._cluster.own(job_name, manifest.owner_reference(self._site.owner.name, self._site.owner.uid))
                 return job_name
             if verdict.way is Way.REPLACE:
-                tell(f"RayJob {job_name} failed; try {verdict.before + 1} of {MOST_OVER_ALL} follows")
+                tell(f"RayJob {job_name} failed; try {verdict.before + 1} of {MOST_ATTEMPTS} follows")
                 self._cluster.delete(job)
             before = max(before, verdict.before)
             self._sleep(LOOK_AGAIN)
@@ -132,7 +132,7 @@ class KubeRay:
             working=wanted.deadline_hours * 3600,
             starting=wanted.pre_running_minutes * 60,
             queued=wanted.queue_hours * 3600,
-            starts=MOST_OVER_ALL,
+            starts=MOST_ATTEMPTS,
         )
         memory, last = waiter.Memory(), self._clock()
         for job in self._cluster.looks(job_name):

@@ -227,7 +227,7 @@ class Cluster:
                     refreshed, self._objects = True, None  # a pod's token is renewed in its file
                     continue
                 if error.status not in PASSES:
-                    _refuse(what, error)
+                    refuse(what, error)
                 last: Exception = error
             except BROKEN as error:
                 last = error
@@ -241,7 +241,7 @@ class Cluster:
             pause = min(2 * pause, LONGEST_PAUSE)
 
 
-def _refuse(what: str, error: Any) -> None:
+def refuse(what: str, error: Any) -> None:
     """The letter for an answer that will not change; 404 and 409 go on to who asked."""
     said = " ".join((error.body or error.reason or "").split())[:300]
     match error.status:

@@ -21,7 +21,7 @@ from components.platform.heavy import ENTRYPOINT, HeavyWork
 from components.platform.kuberay import pods
 from components.platform.kuberay.rules import MOST_NAME, check
 from components.platform.kuberay.site import ADDRESS, Site
-from components.platform.retries import MOST_OVER_ALL, forgiven
+from components.platform.retries import forgiven
 from model import manifest
 from model.errors import ConfigError
 
@@ -55,7 +55,7 @@ def ray_job(work: HeavyWork, name: str, pool: pools.Pool, site: Site, before: in
     _check(work)
     spec = _spec(work, name, pool, site, 0)
     digest = manifest.digest_of(spec)[:40]
-    allowed = 1 + forgiven(work.resources.max_failures, before, MOST_OVER_ALL)
+    allowed = 1 + forgiven(work.resources.max_failures, before)
     body: dict[str, Any] = {
         "apiVersion": f"{GROUP}/{VERSION}",
         "kind": "RayJob",
@@ -123,7 +123,7 @@ def _labels(work: HeavyWork, name: str, site: Site) -> dict[str, str]:
 
 def _spec(work: HeavyWork, name: str, pool: pools.Pool, site: Site, before: int) -> dict[str, Any]:
     wanted, labels, env = work.resources, _labels(work, name, site), _environment(work, site, before)
-    layout = pools.layout(name, pool, work)
+    layout = pools.layout(name, pool, wanted, work.evaluates)
     return {
         "entrypoint": shlex.join((*ENTRYPOINT, work.spec_uri)),
         "submissionMode": str(site.submission),

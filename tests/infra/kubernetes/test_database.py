@@ -31,7 +31,7 @@ INSERT INTO runs (run_uuid, name, status, start_time, end_time, experiment_id) V
 INSERT INTO tags (key, value, run_uuid) VALUES ('biovlm.step', 'task', 'aaaaaaaaaa'), ('biovlm.step', 'pipeline', 'bbbbbbbbbb');
 INSERT INTO metrics (key, value, timestamp, run_uuid, step, is_nan)
   SELECT key, 1.5, {SECOND} + 1000 * step, 'aaaaaaaaaa', step, false FROM generate_series(1, 9) AS step,
-  unnest(ARRAY['loss', 'tokens_per_second', 'gradient_norm', 'skipped_steps']) AS key;
+  unnest(ARRAY['loss', 'tokens_per_second', 'gradient_norm', 'skipped_steps', 'checkpoint_age_seconds']) AS key;
 """
 
 

@@ -41,7 +41,7 @@ KNOWN = {
     "up": set(),
 }
 ADDED = {"namespace", "job", "pod", "ray_io_cluster"}
-CURVES = {"loss", "tokens_per_second", "gradient_norm", "skipped_steps"}
+CURVES = {"loss", "tokens_per_second", "gradient_norm", "skipped_steps", "checkpoint_age_seconds"}
 MACROS = {r"\$__rate_interval": "5m", r"\$__range": "1h", r"\$__interval": "1m"}
 
 
@@ -151,6 +151,7 @@ def test_the_dashboard_shows_what_a_platform_team_looks_for(panels):
         "Queue wait",
         "GPU seconds",
         "Loss",
+        "Age of the checkpoint",
         "Tokens a second",
         "Time that steps took",
         "Preemptions and other evictions",

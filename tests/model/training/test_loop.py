@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 from model import manifest
 from model.config import Guard, Schedule
 from model.errors import CannotWriteError, DivergedError, ExitCode, PreemptedError
+from model.training import resume
 from model.training.judge import Judge
 from model.training.loop import Micro, Settings, StepPlan, Training, train
 from model.training.optimizer import Group, Optimizer
@@ -276,3 +278,20 @@ def test_a_pass_that_cannot_reach_the_weights_counts_in_the_loss(tmp_path: Path)
     training, reporter = training_of(Half(), [[[[7], [0]]]], tmp_path)
     train(training)
     assert reporter.rows[0]["loss"] == pytest.approx((8 + 4) / 9)
+
+
+def test_the_age_of_the_checkpoint_grows_with_each_step_and_falls_where_one_arrived(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+
+    class Slow(Line):
+        def loss_sum(self, micro: Micro) -> torch.Tensor:
+            training.store.settle()
+            now[0] += 10.0
+            return super().loss_sum(micro)
+
+    monkeypatch.setattr(resume, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    training, reporter = training_of(Slow(), [[[[0]]]] * 8, tmp_path)
+    train(training)
+    assert [row["checkpoint_age_seconds"] for row in reporter.rows] == [10, 20, 30, 10, 20, 30, 10, 20]  # one every 3 steps
