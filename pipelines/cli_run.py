@@ -112,6 +112,8 @@ def plan(
         output.emit_json([{**asdict(step), "expected": known.get(step.name)} for step in steps])
         return
     show_steps(steps)
+    for line in costs.forecast_lines(expected):
+        output.emit(line)
 
 
 def show_steps(steps: Sequence[PlannedStep]) -> None:
@@ -121,8 +123,6 @@ def show_steps(steps: Sequence[PlannedStep]) -> None:
     for step in steps:
         if step.memory is not None:
             output.emit(f"memory of {step.name}: {step.memory.text}")
-    for line in costs.forecast_lines(expected):
-        output.emit(line)
 
 
 def _unchanged(wanted: Recipe, json: bool) -> bool:

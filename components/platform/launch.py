@@ -259,7 +259,8 @@ def _begin(stack: contextlib.ExitStack, cpus: int) -> str:
                 log_to_driver=False,
             )
         except Exception as error:  # Ray raises no narrower kind
-            print(f"try {tries} of {START_TRIES}: {error}", file=sys.stderr, flush=True)
+            sys.stderr.write(f"try {tries} of {START_TRIES}: {error}\n")  # into ray.log
+            sys.stderr.flush()
             ray.shutdown()
             if tries == START_TRIES:
                 raise
