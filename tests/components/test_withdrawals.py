@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -60,6 +61,13 @@ def test_a_withdrawal_marks_what_learned_and_neither_data_nor_later_versions_pas
     late = {key: value for key, value in tags["main", "2"].items() if key != withdrawals.TAG}
     assert any(text in reason for reason in withdrawals.withdrawn(own, late))
     assert not withdrawals.withdrawn(own, {})
+
+    # A stage that goes on from a marked one.
+    world, place = World(own), late["biovlm.checkpoint_path"]
+    for uri in (place, store.record("train", Path(place).name).inputs["data"].uri):
+        world.made[Path(uri).name] = (uri, store.manifest_of(uri))
+    uri, found = world.made[world.stage("further", Path(uri).name, [{"set": "scans"}], Path(place).name)]
+    assert any(reason.startswith("parent ") for reason in marks.reasons(store, uri, found.digest))
 
     (held,) = told.answer.sets
     with pytest.raises(RefusedError, match="scans .* is withdrawn"):

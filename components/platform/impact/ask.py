@@ -7,13 +7,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from components.platform.impact import sync
 from components.platform.impact.answer import Answer, alike, find, same_pixels
-from components.platform.impact.index import Index
+from components.platform.impact.index import DamagedIndexError, Index
 from components.platform.impact.question import Item, Subject
 from components.platform.impact.reading import look
 from components.platform.settings import Settings
@@ -37,7 +38,11 @@ def ask(settings: Settings, items: Sequence[Item], tell: sync.Tell) -> Told:
     Raises:
         MissingInputError: The registry does not answer. CannotWriteError: The index cannot be written.
     """
-    sync.fresh(settings, tell)
+    versions = sync.registered(settings)
+    with contextlib.suppress(DamagedIndexError), Index.reading(sync.folder(settings)) as index:
+        if not sync.is_stale(index, versions):
+            return told(index, items)  # the file is hashed once for a question
+    sync.update(settings, versions, tell)
     with Index.reading(sync.folder(settings)) as index:
         return told(index, items)
 
