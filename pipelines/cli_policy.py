@@ -35,22 +35,16 @@ def alone(recipe: str, data: str | None, changes: Sequence[str] | None, if_chang
 
 def plan(path: Path, json: bool) -> None:
     """What the policy would do now, and why."""
-    from dataclasses import asdict
-
     from components.platform.settings import Settings
     from pipelines import cli_run, retraining
-    from pipelines import plan as plans
 
-    settings = Settings.from_environment()
-    found = retraining.look(retraining.read(path), settings, _now())
-    steps = plans.plan(found.plan.recipe, settings)
+    found = retraining.look(retraining.read(path), Settings.from_environment(), _now())
+    steps, shown = cli_run.planned(found.plan.recipe)
     if json:
-        output.emit_json({**retraining.as_json(found), "steps": [asdict(step) for step in steps]})
+        output.emit_json({**retraining.as_json(found), "steps": steps})
         return
-    for line in lines(found):
+    for line in (*lines(found), "", *shown):
         output.emit(line)
-    output.emit("")
-    cli_run.show_steps(steps)
 
 
 def run(path: Path, runner: str, json: bool) -> None:

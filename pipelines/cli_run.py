@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,7 +13,6 @@ from pipelines import output
 
 if TYPE_CHECKING:
     from model.config import Recipe
-    from pipelines.plan import PlannedStep
     from pipelines.summary import RunResult
 
 RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="Name of a recipe, or path of a YAML file.", metavar="RECIPE")]
@@ -88,10 +87,6 @@ def plan(
     recipe: RecipeName = DEFAULT, data: Data = None, changes: Changes = None, policy: PolicyFile = None, json: Json = False
 ) -> None:
     """Say which steps a run would execute, which it would reuse, and why; with a policy, whether it would. Runs nothing."""
-    from dataclasses import asdict
-
-    from components.platform.settings import Settings
-
     if policy is not None:
         from pipelines import cli_policy
 
@@ -100,29 +95,30 @@ def plan(
         return
     from pipelines.choice import chosen
 
-    wanted = chosen(recipe, data, changes or ())
+    rows, lines = planned(chosen(recipe, data, changes or ()))
+    if json:
+        output.emit_json(rows)
+        return
+    for line in lines:
+        output.emit(line)
+
+
+def planned(wanted: Recipe) -> tuple[list[dict[str, Any]], list[str]]:
+    """The steps of a run of a recipe, for programs and for people: why, in how much memory, in how much time."""
+    from dataclasses import asdict
+
+    from components.platform.settings import Settings
     from pipelines import costs, forecast  # after what can be said at once
     from pipelines import plan as plans
 
     settings = Settings.from_environment()
     steps = plans.plan(wanted, settings)
     expected = forecast.forecast(wanted, steps, forecast.earlier(settings), settings)
-    if json:
-        known = {name: one.model_dump() for name, one in expected.steps.items()}
-        output.emit_json([{**asdict(step), "expected": known.get(step.name)} for step in steps])
-        return
-    show_steps(steps)
-    for line in costs.forecast_lines(expected):
-        output.emit(line)
-
-
-def show_steps(steps: Sequence[PlannedStep]) -> None:
-    """The steps of a plan, and the memory of those that would train."""
+    known = {name: one.model_dump() for name, one in expected.steps.items()}
     rows = [(step.name, "reuse" if step.reused else "run", (step.key or "-")[:SHOWN], step.reason) for step in steps]
-    output.emit_table(("step", "would", "key", "because"), rows)
-    for step in steps:
-        if step.memory is not None:
-            output.emit(f"memory of {step.name}: {step.memory.text}")
+    lines = output.table(("step", "would", "key", "because"), rows)
+    lines += [f"memory of {step.name}: {step.memory.text}" for step in steps if step.memory is not None]
+    return [{**asdict(step), "expected": known.get(step.name)} for step in steps], [*lines, *costs.forecast_lines(expected)]
 
 
 def _unchanged(wanted: Recipe, json: bool) -> bool:
@@ -161,8 +157,9 @@ def compile_pipeline(
 
 def _close(result: RunResult) -> None:
     """The table, and where to look next."""
+    from components.platform.settings import Settings
     from pipelines import closing
 
     output.show(closing.table(result))
-    for line in closing.lines(result):
+    for line in closing.lines(result, Settings.from_environment().tracking_uri):
         output.say(line)

@@ -27,10 +27,15 @@ def emit_json(value: Any) -> None:
 
 
 def emit_table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    """Data for people: as wide as it needs, without lines around, so that it can be read by programs, too."""
+    """Data for people, as `table`."""
+    for line in table(columns, rows):
+        emit(line)
+
+
+def table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Lines as wide as they need, without lines around, so that they can be read by programs, too."""
     widths = [max(len(cell) for cell in column) for column in zip(columns, *rows, strict=True)]
-    for row in (columns, *rows):
-        emit("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in (columns, *rows)]
 
 
 def say(text: str) -> None:

@@ -51,7 +51,7 @@ class Plan:
     @property
     def feedback_file(self) -> Path | None:
         """If the policy names one."""
-        return self.folder / self.policy.on.feedback.file if self.policy.on.feedback else None
+        return self.folder / self.policy.because.feedback.file if self.policy.because.feedback else None
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def look(plan: Plan, settings: Settings, moment: datetime.datetime, code: CodeSt
     """
     history = Journal(settings, plan.policy.name).entries()
     counted = next((entry.feedback for entry in reversed(history) if entry.verdict is Verdict.RUN), Feedback())
-    wanted, path = plan.policy.on.feedback, plan.feedback_file
+    wanted, path = plan.policy.because.feedback, plan.feedback_file
     found = feedback.read(path, counted) if path else counted
     takes = path if wanted and found.lines - counted.lines >= wanted.at_least else None
     plan = _with_corrections(plan, open_registry(settings), takes is not None)
@@ -147,7 +147,7 @@ def look(plan: Plan, settings: Settings, moment: datetime.datetime, code: CodeSt
 
 def _with_corrections(plan: Plan, registry: Registry, takes: bool) -> Plan:
     """The plan, its task stage learning from the corrections if the registry has some, or will before the run."""
-    wanted = plan.policy.on.feedback
+    wanted = plan.policy.because.feedback
     known = wanted and registry.exists() and wanted.set in {version.name for version in registry.list()}
     if wanted is None or not (known or takes) or wanted.set in plan.recipe.data.sets:
         return plan
@@ -159,7 +159,7 @@ def _with_corrections(plan: Plan, registry: Registry, takes: bool) -> Plan:
 
 def take(found: Look, settings: Settings) -> Taken | None:
     """Take the corrections of a look that runs because of them into the data registry. Errors as `corrections.take`."""
-    wanted = found.plan.policy.on.feedback
+    wanted = found.plan.policy.because.feedback
     if wanted is None or found.takes is None:
         return None
     asked = DataSlice.model_validate(recipes.slices(found.plan.recipe)["data"])
@@ -169,15 +169,15 @@ def take(found: Look, settings: Settings) -> Taken | None:
 def _facts(plan: Plan, settings: Settings, takes: bool, code: CodeState | None) -> Facts:
     policy, registry, slices = plan.policy, open_registry(settings), recipes.slices(plan.recipe)
     wanted = DataSlice.model_validate(slices["data"])
-    to_come = {policy.on.feedback.set} if policy.on.feedback and takes else set()
+    to_come = {policy.because.feedback.set} if policy.because.feedback and takes else set()
     now = basis.wanted(slices, *newest.digests(wanted, registry, to_come))
     before = basis.last(settings, plan.recipe.registered_model, plan.recipe.name)
-    watched = policy.on.drift.of if policy.on.drift and before else ()
+    watched = policy.because.drift.of if policy.because.drift and before else ()
     shifts = newest.shifts(wanted, registry, settings, before.revisions, watched) if before and watched else ()
     return Facts(
         now=now,
         basis=before,
-        code=code or basis.code_state(policy.on.release_tags),
+        code=code or basis.code_state(policy.because.release_tags),
         shifts=shifts,
         gpu_hours=cost(plan.recipe, settings),
     )

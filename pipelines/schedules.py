@@ -149,9 +149,9 @@ def _of_policy(path: Path, time_zone: str) -> Wanted:
     plan = retraining.read(path)
     policy = plan.policy
     try:
-        if policy.on.feedback:
+        if policy.because.feedback:
             raise ConfigError(
-                "on.feedback: the file lies on this machine, and pods do not see it",
+                "because.feedback: the file lies on this machine, and pods do not see it",
                 "`biovlm run --if-changed --policy` takes corrections here; a schedule sees the version of the data set that they become",
             )
         _same_zone(policy.when.time_zone, time_zone)

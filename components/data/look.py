@@ -49,7 +49,7 @@ def answer(asked: Question, wanted: DataSlice, settings: Settings, now: datetime
         return asked.history[-1]
     registry, facts = open_registry(settings), asked.facts
     data, bases = newest.digests(wanted, registry)
-    drift, before = asked.policy.on.drift, facts.basis
+    drift, before = asked.policy.because.drift, facts.basis
     shifts = newest.shifts(wanted, registry, settings, before.revisions, drift.of) if drift and before else ()
     facts = facts.model_copy(update={"now": facts.now.model_copy(update={"data": data, "bases": bases}), "shifts": shifts})
     decision = decide(asked.policy, facts, now, asked.history, None)

@@ -35,7 +35,7 @@ POLICY = Policy.model_validate(
         "name": "monthly",
         "recipe": "micro",
         "when": {"cron": "0 3 1 * *"},
-        "on": {"data_version": False, "drift": {"of": ["question_type", "kind"]}},
+        "because": {"data_version": False, "drift": {"of": ["question_type", "kind"]}},
         "budget": {"gpu_hours": 40},
         "cool_down_days": 0,
     }

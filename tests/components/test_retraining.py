@@ -181,7 +181,7 @@ CODE = OLD.model_copy(update={"code": "9" * 64})
     ],
 )
 def test_each_reason_counts_where_the_policy_says_so_and_is_told_where_not(now, more, on, check, counts):
-    decision = look(facts(now, **more), policy(on=on))
+    decision = look(facts(now, **more), policy(because=on))
     assert decision.verdict == ("run" if counts else "skip")
     assert check in checks(decision, "for" if counts else "note")
     assert checks(decision) == ([] if counts else ["no_reason"])

@@ -25,7 +25,13 @@ from tests.pipelines import micro
 
 ALONE = {"tower": {"source": None, "config": {"model_type": "x"}}, "language": {"source": None, "config": {"model_type": "x"}}}
 POLICY = Policy.model_validate(
-    {"name": "monthly", "recipe": "micro", "when": {"cron": "0 3 1 * *"}, "on": {"code": "never"}, "budget": {"gpu_hours": 40}}
+    {
+        "name": "monthly",
+        "recipe": "micro",
+        "when": {"cron": "0 3 1 * *"},
+        "because": {"code": "never"},
+        "budget": {"gpu_hours": 40},
+    }
 )
 
 

@@ -26,7 +26,7 @@ POLICY = {
     "recipe": "tiny",
     "follow_data": ["phantom"],
     "when": {"cron": "0 3 1 * *"},
-    "on": {"drift": {"of": ["modality"], "above": 0.2}, "feedback": {"file": "corrections.jsonl"}},
+    "because": {"drift": {"of": ["modality"], "above": 0.2}, "feedback": {"file": "corrections.jsonl"}},
     "budget": {"gpu_hours": 40},
     "compare_with": "models:/biovlm-hospital@champion",
 }
@@ -59,9 +59,9 @@ def test_the_policy_that_people_copy_is_one():
     ("change", "said"),
     [
         ({"budgt": {}}, "unknown key `budgt`; did you mean `budget`"),
-        ({"on": {"data_versions": True}}, "unknown key `on.data_versions`; did you mean `data_version`"),
-        ({"on": {"drift": {"abov": 1}}}, "unknown key `on.drift.abov`; did you mean `above`"),
-        ({"on": {"drift": {"of": ["modalty"]}}}, "on.drift.of.0: Input should be"),
+        ({"because": {"data_versions": True}}, "unknown key `because.data_versions`; did you mean `data_version`"),
+        ({"because": {"drift": {"abov": 1}}}, "unknown key `because.drift.abov`; did you mean `above`"),
+        ({"because": {"drift": {"of": ["modalty"]}}}, "because.drift.of.0: Input should be"),
         ({"when": {"cron": "0 25 1 * *"}}, "'25' is no hour"),
         ({"when": {"cron": "0 3 1 * *", "time_zone": "Europe/Berln"}}, "unknown zone"),
         ({"recipe": "tinny"}, "did you mean `tiny`"),
@@ -154,7 +154,7 @@ def test_enough_corrections_become_a_data_set_that_the_task_stage_learns_from_an
     model = {part: {"source": None, "config": {"model_type": "x"}} for part in ("tower", "language")}
     (tmp_path / "recipe.yaml").write_text(micro.recipe(model=model).model_dump_json())
     reasons = {"feedback": {"file": "corrections.jsonl", "at_least": 4, "weight": 2}}
-    plan = retraining.read(write(recipe="recipe.yaml", follow_data=None, on=reasons))
+    plan = retraining.read(write(recipe="recipe.yaml", follow_data=None, because=reasons))
     file = tmp_path / "corrections.jsonl"
 
     file.write_text(corrected(1, "train-1-o") + corrected(2, "test-2-o") + corrected(3, "train-3-q", answer=""))

@@ -203,7 +203,7 @@ POLICY = {
     "recipe": "tiny",
     "follow_data": ["phantom"],
     "when": {"cron": "@monthly"},
-    "on": {"code": "release_tag", "drift": {"above": 0.3}},
+    "because": {"code": "release_tag", "drift": {"above": 0.3}},
     "budget": {"gpu_hours": 40},
 }
 
@@ -216,7 +216,7 @@ def test_a_policy_is_a_schedule_whose_runs_carry_it(kfp, tmp_path, say):
     (made,) = kfp.recurring.values()
     given = made["runtime_config"]["parameters"]
     policy = Policy.model_validate_json(given["policy"])
-    assert (policy.name, policy.on.drift.above, given["budget"]) == ("retraining", 0.3, "40")
+    assert (policy.name, policy.because.drift.above, given["budget"]) == ("retraining", 0.3, "40")
     assert json.loads(given["recipe"])["data"]["sets"]["phantom"]["revision"] == "HEAD"
     assert (made["trigger"]["cron_schedule"]["cron"], made["no_catchup"]) == ("0 0 0 1 * *", True)
     path.write_text(yaml.safe_dump(POLICY | {"cool_down_days": 14}))
@@ -228,7 +228,7 @@ def test_a_policy_is_a_schedule_whose_runs_carry_it(kfp, tmp_path, say):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"on": {"feedback": {"file": "corrections.jsonl"}}}, "pods do not see it"),
+        ({"because": {"feedback": {"file": "corrections.jsonl"}}}, "pods do not see it"),
         ({"when": {"cron": "@monthly", "time_zone": "Europe/Berlin"}}, "the server reads cron in UTC"),
         ({"budgt": {}}, "did you mean `budget`"),
     ],

@@ -32,7 +32,7 @@ POLICY = {
     "recipe": "recipe.yaml",
     "follow_data": ["mini"],
     "when": {"cron": "0 3 1 * *"},
-    "on": {"code": "never", "feedback": {"file": "corrections.jsonl", "at_least": 2}},
+    "because": {"code": "never", "feedback": {"file": "corrections.jsonl", "at_least": 2}},
     "budget": {"gpu_hours": 1},
 }
 

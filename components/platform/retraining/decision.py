@@ -180,7 +180,7 @@ def _changes(policy: Policy, facts: Facts) -> Iterator[Reason]:
     if facts.basis is None:
         yield Reason(check="first", effect=Effect.FOR, text="nothing was trained by this recipe yet")
         return
-    before, now, on = facts.basis.made, facts.now, policy.on
+    before, now, on = facts.basis.made, facts.now, policy.because
     yield from _differences("data", "data set", before.data, now.data, on.data_version)
     for shift in facts.shifts:
         if on.drift and shift.drifted(on.drift.above, on.drift.chance):
@@ -212,7 +212,7 @@ def _shifted(shift: Shift, above: float) -> str:
 
 
 def _code(policy: Policy, facts: Facts) -> Reason:
-    wanted, state = policy.on.code, facts.code
+    wanted, state = policy.because.code, facts.code
     commit = f"the code that trains changed, commit {state.commit[:SHOWN]}"
     if wanted is CodeReason.RELEASE_TAG:
         released = bool(state.tags) and not state.dirty

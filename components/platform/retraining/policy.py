@@ -4,7 +4,7 @@
     recipe: tiny                       # name of a recipe, or a YAML file beside this one
     follow_data: [phantom]             # its newest version is taken; other data sets stay as the recipe pins them
     when: {cron: "0 3 1 * *"}          # when to look
-    on:                                # what is a reason; more than one may be
+    because:                                # what is a reason; more than one may be
       data_version: true
       base_model: true
       recipe: true
@@ -152,7 +152,7 @@ class Policy(Strict):
     follow_data: tuple[Name, ...] = ()
     """Data sets of the recipe whose newest revision is taken."""
     when: When
-    on: Reasons = Reasons()
+    because: Reasons = Reasons()
     budget: Budget
     cool_down_days: Annotated[float, Field(ge=0, le=3660)] = 7.0
     """Least time between the beginnings of two trainings; one that broke off goes on without it."""

@@ -55,7 +55,7 @@ def ask(policy: str, recipe: Recipe, slices: Mapping[str, Mapping[str, Any]], se
     facts = Facts(
         now=basis.wanted(slices, {}, {}),
         basis=basis.last(settings, recipe.registered_model, recipe.name),
-        code=basis.code_state(wanted.on.release_tags),
+        code=basis.code_state(wanted.because.release_tags),
         feedback=counted,
         counted=counted,
         gpu_hours=wanted.budget.gpu_hours if recipe.resources.gpus_per_worker else 0.0,
