@@ -5,7 +5,9 @@
 2. `describe TARGET` refuses an image that holds what its target must not, and writes the SBOM (CycloneDX 1.6, JSON): Python packages
    as cyclonedx-py finds them, Debian packages as dpkg knows them. cyclonedx-py lives in an environment that is thrown away.
 
-uv installs, out of its own wheel: it takes a tenth of pip's time for the same files, and nothing of it stays. Standard library only. The context of the build has wheels/ and requirements/ beside this file.
+uv installs, out of its own wheel: it takes a tenth of pip's time for the same files, and nothing of it stays.
+
+Standard library only. The context of the build has wheels/ and requirements/ beside this file.
 """
 
 from __future__ import annotations
@@ -115,10 +117,15 @@ def _uv(folder: Path, verb: str, *arguments: str) -> None:
             program.write_bytes(pack.read(name))
         program.chmod(0o755)
     environment = {
-        **{"PATH": f"{folder / 'bin'}:/usr/local/bin:/usr/bin:/bin", "UV_CACHE_DIR": str(BUILD / "cache"), "UV_OFFLINE": "1"},
-        **{"DS_BUILD_OPS": "0", "DS_ACCELERATOR": "cpu"},
+        "PATH": f"{folder / 'bin'}:/usr/local/bin:/usr/bin:/bin",
+        "UV_CACHE_DIR": str(BUILD / "cache"),
+        "UV_OFFLINE": "1",
+        "DS_BUILD_OPS": "0",
+        "DS_ACCELERATOR": "cpu",
     }
-    subprocess.run([program, "pip", verb, "--quiet", "--python", folder / "bin" / "python", *arguments], check=True, env=environment)
+    subprocess.run(
+        [program, "pip", verb, "--quiet", "--python", folder / "bin" / "python", *arguments], check=True, env=environment
+    )
 
 
 def _packages(folder: Path) -> Path:
