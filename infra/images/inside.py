@@ -5,8 +5,9 @@
 2. `describe TARGET` refuses an image that holds what its target must not, and writes the SBOM (CycloneDX 1.6, JSON): Python packages
    as cyclonedx-py finds them, Debian packages as dpkg knows them. cyclonedx-py lives in an environment that is thrown away.
 
-uv installs, out of its own wheel: it takes a tenth of pip's time for the same files, and nothing of it stays. Standard library only.
-The context of the build has wheels/ and requirements/ beside this file.
+uv installs, out of its own wheel: it takes a tenth of pip's time for the same files, and nothing of it stays.
+
+Standard library only. The context of the build has wheels/ and requirements/ beside this file.
 """
 
 from __future__ import annotations
