@@ -157,9 +157,8 @@ def compile_pipeline(
 
 def _close(result: RunResult) -> None:
     """The table, and where to look next."""
-    from components.platform.settings import Settings
     from pipelines import closing
 
     output.show(closing.table(result))
-    for line in closing.lines(result, Settings.from_environment().tracking_uri):
+    for line in closing.lines(result):
         output.say(line)

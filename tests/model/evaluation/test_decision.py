@@ -85,7 +85,8 @@ def test_a_number_that_is_no_share_fails_by_name(value: Any) -> None:
     for few in (GOOD, GOOD[:8]):  # not even few items turn it into not_enough_data
         pair = with_figure(report(few), "closed_accuracy", value=value)
         assert judge(GATES, pair).verdict is Verdict.HOLD
-        assert "closed_accuracy is" in failed(pair)["closed_accuracy"]
+        words = "is not a finite number" if not isinstance(value, float) or not math.isfinite(value) else "outside 0..1"
+        assert ("closed_accuracy is missing" if value is None else words) in failed(pair)["closed_accuracy"]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -2.0, 40.0, None])
