@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from components.data.registry import Registry
 from components.data.registry_git import Git
 from components.data.registry_url import open_registry
 from components.platform import ancestry, champion, code, likeness, origin, versions
@@ -188,11 +189,19 @@ def _lay_data(original: Original, settings: Settings, folder: Path, store: Path)
         return missing
     bases = {name: str(facts["digest"]) for name, facts in original.data["bases"].items()}
     commits = [str(facts["revision"]) for facts in original.data["bases"].values()] or [registry.resolve("HEAD")]
-    head = next((c for c in commits if all(registry.version(name, c).digest == digest for name, digest in bases.items())), None)
+    head = next((c for c in commits if _has(registry, c, bases)), None)
     if head is None:
         return [f"a commit of the data registry that has the base models {', '.join(bases)} side by side"]
     Git(folder / "registry").copy_of(settings.data_url or str(registry.root), head)
     return []
+
+
+def _has(registry: Registry, commit: str, bases: Mapping[str, str]) -> bool:
+    """Whether a commit has all these base models; one from before the last of them was made has not."""
+    try:
+        return all(registry.version(name, commit).digest == digest for name, digest in bases.items())
+    except MissingInputError:
+        return False
 
 
 def _copied(facts: Mapping[str, Any], settings: Settings, store: Path) -> bool:

@@ -24,7 +24,7 @@ from tests.components.published import publish
 from tests.components.trainer import Trainer
 from tests.pipelines import micro
 
-TOWER = {"tower": {"source": "registry:mini-tower"}, "language": {"source": None, "config": {"model_type": "x"}}}
+TOWER = {"tower": {"source": "registry:mini-tower"}, "language": {"source": "registry:mini-language"}}
 RECIPE = micro.recipe(model=TOWER, seed=3)
 
 
@@ -42,6 +42,7 @@ def base(word):
 def original(store, tmp_path):
     """A version whose data set and base model have newer versions since."""
     publish(store, base("old"), "mini-tower")
+    publish(store, base("words"), "mini-language")
     publish(store, micro.write_set)
     Trainer(store, tmp_path).train(RECIPE)
     publish(store, lambda folder: micro.write_set(folder, (("train", 18), ("test", 6))))
@@ -76,8 +77,8 @@ def test_each_missing_input_is_named(original, store, tmp_path):
     other = {name: record.model_copy(update={"code": "0" * 64}) for name, record in original.records.items()}
     with pytest.raises(MissingInputError) as caught:
         reproduce.rebuild(dataclasses.replace(original, records=other), store, tmp_path / "again")
-    assert "3 inputs are missing" in caught.value.message
-    for name in ("data set mini at ", "base model mini-tower at ", "the code of its steps"):
+    assert "4 inputs are missing" in caught.value.message
+    for name in ("data set mini at ", "base model mini-tower at ", "base model mini-language at ", "the code of its steps"):
         assert name in caught.value.message
 
 
