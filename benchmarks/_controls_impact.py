@@ -125,7 +125,7 @@ CONTROLS: tuple[Mutation, ...] = (
         PLACE + "listed.py",
         "        if held:",
         "        if False:",
-        IMPACT + "what_was_withdrawn_is_refused_when_it_comes_again_in_a_new_set",
+        WITHDRAWALS + "what_was_withdrawn_is_refused_when_it_comes_again_in_a_new_set",
     ),
     Mutation(
         "a withdrawn data set is refused before a run uses it",

@@ -25,6 +25,7 @@ BROUGHT_BY = {
     "kfp-server-api": "kfp",
     "click": "typer",
     "urllib3": "kfp",
+    "pandas": "mlflow",
 }
 
 
