@@ -110,7 +110,7 @@ def install(folder: Path) -> None:
     plan = FaultPlan.read(folder)
     loop._step = functools.partial(_step, plan, loop._step)
     write: Callable[..., None] = resume.Store._write
-    resume.Store._write = lambda store, entry, files, facts: _save(plan, write, store, entry, files, facts)  # type: ignore[method-assign, assignment]
+    resume.Store._write = lambda store, entry, *given: _save(plan, write, store, entry, *given)  # type: ignore[method-assign]
 
 
 def _step(plan: FaultPlan, step: Callable[..., Any], training: loop.Training, number: int, *more: Any) -> Any:
@@ -148,13 +148,13 @@ class _Bent:
         return loss * {"nan loss": math.nan, "inf loss": math.inf, "spike": 1e6}[self._kind]
 
 
-def _save(plan: FaultPlan, write: Callable[..., None], store: Any, entry: Entry, files: Any, facts: Any) -> None:
+def _save(plan: FaultPlan, write: Callable[..., None], store: Any, entry: Entry, *given: Any) -> None:
     fault = plan.strike(IN_A_SAVE, lambda fault: fault.step <= entry.step)
     if fault is None:
-        write(store, entry, files, facts)
+        write(store, entry, *given)
         return
     with _bent_save(fault):
-        write(store, entry, files, facts)
+        write(store, entry, *given)
     if fault.kind in ("flipped byte", "truncated file"):
         path = store.place.root / entry.name / "weights.safetensors"
         content = bytearray(path.read_bytes())
