@@ -103,7 +103,7 @@ def test_the_run_is_in_mlflow_as_one_tree(settings, told):
     assert tracking.client.get_metric_history(task.info.run_id, "loss")
     assert tracking.client.get_run(root).info.status == "FINISHED"
     version = versions.find(settings, "models:/micro/1")
-    assert auditing.verify(settings, version).broken == ()
+    assert auditing.verify(settings, version).broken == []
 
 
 def test_a_second_run_reuses_every_step(start, settings, told):
