@@ -283,7 +283,7 @@ def apply_at_once(files, kfp):
 
 @pytest.mark.parametrize("tick", [0, 1], ids=["all made in the same second", "one after the other"])
 def test_sixteen_at_once_end_with_one_recurring_run(kfp, write, tick):
-    kfp.tick, kfp.jitter = tick, 0.05
+    kfp.tick, kfp.jitter = tick, 1.0  # all have looked before the first one writes
     assert apply_at_once([write()] * 16, kfp) == []
     assert kfp.asked.count("POST /apis/v2beta1/recurringruns") > 1, "nobody ran into anybody: the test shows nothing"
     assert [len(kfp.recurring), len(kfp.pipelines), len(kfp.experiments)] == [1, 1, 1]
