@@ -34,7 +34,7 @@ from components.platform.step import versions as libraries_here
 from components.platform.store import StepRecord, Store, open_store
 from model import manifest
 from model.config import STAGE_NAMES
-from model.errors import BiovlmError, InternalError, MissingInputError, RefusedError
+from model.errors import BiovlmError, MissingInputError, RefusedError, kind_of
 
 COMPARED = ("data", *STAGE_NAMES, "evaluate")
 """Steps whose artifacts are compared."""
@@ -264,9 +264,7 @@ def run(rebuilt: Rebuilt) -> dict[str, Any]:
         found = dict(json.loads(done.stdout))
         if {step["name"] for step in found["steps"] if step["folder"]} >= set(COMPARED):
             return found  # how it would be promoted here is no part of the version
-    kinds = {int(kind.exit_code): kind for kind in BiovlmError.__subclasses__()}
-    kind = kinds.get(done.returncode, InternalError)
-    raise kind(
+    raise kind_of(done.returncode)(
         f"the run that was to make it again ended with {done.returncode}",
         f"its letter stands above; {rebuilt.folder} is kept",
     )

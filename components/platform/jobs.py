@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 from components.platform.heavy import ENTRYPOINT, HeavyWork, Result
 from components.platform.jobs_client import JobsClient
-from model.errors import NEVER_RETRIED, BiovlmError, ConfigError, ExitCode, InternalError, PreemptedError
+from model.errors import NEVER_RETRIED, BiovlmError, ConfigError, ExitCode, InternalError, PreemptedError, kind_of
 
 POLL_SECONDS = 2.0
 LOST_SECONDS = 300.0
@@ -81,9 +81,7 @@ def letter(look: Look, job: str) -> BiovlmError:
     """What a job that is not done ended with: its result, else its status."""
     said = look.result
     if said is not None and (not look.ours or said.job != look.before):
-        known = {kind.exit_code: kind for kind in BiovlmError.__subclasses__()}
-        kind = known.get(ExitCode(said.exit_code), InternalError) if said.exit_code in set(ExitCode) else InternalError
-        return kind(said.message or f"the job {job} failed", said.hint)
+        return kind_of(said.exit_code)(said.message or f"the job {job} failed", said.hint)
     if look.status == "STOPPED":
         return PreemptedError(f"the job {job} was stopped", "the same step goes on from the last checkpoint")
     if not look.status:

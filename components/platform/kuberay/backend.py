@@ -24,7 +24,7 @@ from components.platform.kuberay.reaper import Leftover, RunState, leftovers, ru
 from components.platform.kuberay.site import Site
 from components.platform.retries import MOST_ATTEMPTS
 from components.platform.settings import Settings
-from model.errors import BiovlmError, ConfigError, ExitCode, InternalError
+from model.errors import ConfigError, ExitCode, InternalError, kind_of
 
 Tell = Callable[[str], None]
 Ask = Callable[[], Result | None]
@@ -186,14 +186,9 @@ def _close(end: waiter.End, job_name: str, ask: Ask) -> None:
     if said is not None and said.exit_code == ExitCode.DONE:
         return
     if said is not None and end.state is not waiter.State.STUCK:
-        raise _letter(said.exit_code, f"{said.message or 'the work failed'} (RayJob {job_name})", said.hint)
+        raise kind_of(said.exit_code)(f"{said.message or 'the work failed'} (RayJob {job_name})", said.hint)
     if end.state is waiter.State.DONE:
         raise InternalError(
             f"the RayJob {job_name} succeeded and left no result", "the store may have refused it; the entrypoint writes it last"
         )
-    raise _letter(end.code, f"{end.message} ({job_name})", end.hint)
-
-
-def _letter(code: int, message: str, hint: str) -> BiovlmError:
-    known = {kind.exit_code: kind for kind in BiovlmError.__subclasses__()}
-    return next((kind for value, kind in known.items() if value == code), InternalError)(message, hint)
+    raise kind_of(end.code)(f"{end.message} ({job_name})", end.hint)
