@@ -27,7 +27,7 @@ from components.data.registry import Registry
 from components.data.registry_url import open_registry
 from components.platform import pools
 from components.platform.retraining import basis, feedback
-from components.platform.retraining.decision import CodeState, Decision, Entry, Facts, Verdict, decide
+from components.platform.retraining.decision import Decision, Entry, Facts, Verdict, decide
 from components.platform.retraining.feedback import Feedback
 from components.platform.retraining.journal import Journal
 from components.platform.retraining.policy import Policy, known_keys
@@ -120,14 +120,13 @@ def _letter(error: ValidationError, path: Path) -> tuple[str, str]:
     return f"{path}: {place}: {message}", "components/platform/retraining/policy.py describes every field"
 
 
-def look(plan: Plan, settings: Settings, moment: datetime.datetime, code: CodeState | None = None) -> Look:
+def look(plan: Plan, settings: Settings, moment: datetime.datetime) -> Look:
     """What the policy says at this moment.
 
     Args:
         plan: The policy and its recipe.
         settings: Where registry, store and history are.
         moment: The clock, with its zone.
-        code: Where the code comes from; found out unless given.
 
     Raises:
         MissingInputError: A registry does not answer, or has not got what the recipe names. RefusedError, DataError: as `feedback.read`.
@@ -138,7 +137,7 @@ def look(plan: Plan, settings: Settings, moment: datetime.datetime, code: CodeSt
     found = feedback.read(path, counted) if path else counted
     takes = path if wanted and found.lines - counted.lines >= wanted.at_least else None
     plan = _with_corrections(plan, open_registry(settings), takes is not None)
-    facts = _facts(plan, settings, takes is not None, code).model_copy(update={"feedback": found, "counted": counted})
+    facts = _facts(plan, settings, takes is not None).model_copy(update={"feedback": found, "counted": counted})
     when = plan.policy.when
     last = cron.latest(when.cron, when.time_zone, moment)
     decision = decide(plan.policy, facts, moment, history, last)
@@ -166,7 +165,7 @@ def take(found: Look, settings: Settings) -> Taken | None:
     return corrections.take(feedback.corrections(found.takes), wanted.set, asked, open_registry(settings), settings)
 
 
-def _facts(plan: Plan, settings: Settings, takes: bool, code: CodeState | None) -> Facts:
+def _facts(plan: Plan, settings: Settings, takes: bool) -> Facts:
     policy, registry, slices = plan.policy, open_registry(settings), recipes.slices(plan.recipe)
     wanted = DataSlice.model_validate(slices["data"])
     to_come = {policy.because.feedback.set} if policy.because.feedback and takes else set()
@@ -177,7 +176,7 @@ def _facts(plan: Plan, settings: Settings, takes: bool, code: CodeState | None) 
     return Facts(
         now=now,
         basis=before,
-        code=code or basis.code_state(policy.because.release_tags),
+        code=basis.code_state(policy.because.release_tags),
         shifts=shifts,
         gpu_hours=cost(plan.recipe, settings),
     )

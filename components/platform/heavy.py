@@ -35,8 +35,6 @@ class HeavyWork:
     """What the entrypoint writes last: exit code, letter if there is one, digest of what was made."""
     resources: Resources
     """Number and size of the workers, and the pool that they are taken from."""
-    estimate_hours: float | None = None
-    """How long it is thought to take; refused where the deadline is shorter."""
     evaluates: bool = False
     """Evaluation, which may take slices of a GPU (MIG)."""
 

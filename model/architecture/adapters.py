@@ -30,7 +30,6 @@ LORA_NAME = re.compile(BLOCKS + r"\w+\.lora_[AB]\.default\.weight")
 KNOWN_SETTINGS = frozenset(
     {"r", "lora_alpha", "lora_dropout", "target_modules", "peft_version", "auto_mapping", "inference_mode"}
 )
-TARGET_NAME = re.compile(r"\w+")
 
 
 def attach(assistant: Assistant, lora: Lora, seed: int) -> Assistant:

@@ -147,8 +147,8 @@ class Gatherer:
 
     def _placed(self, digest: str) -> int:
         """Number of an artifact of which no more than the digest is known, until a version brings it."""
-        row = self._index.database.execute("SELECT id FROM artifacts WHERE digest = ?", (digest,)).fetchone()
-        return int(row[0]) if row else self._index.add_artifact(digest, "unknown", "", flaw=GONE)
+        known = self._known(digest)
+        return self._index.add_artifact(digest, "unknown", "", flaw=GONE) if known is None else known
 
     def _known(self, digest: str) -> int | None:
         row = self._index.database.execute("SELECT id FROM artifacts WHERE digest = ?", (digest,)).fetchone()

@@ -130,10 +130,6 @@ class Index:
 
     # ---------------------------------------------------------------------------------------------------------- data sets
 
-    def has_set(self, digest: str) -> bool:
-        """Whether the records of a version of a data set are known."""
-        return self.database.execute("SELECT 1 FROM sets WHERE digest = ? AND flaw = ''", (digest,)).fetchone() is not None
-
     def add_set(self, digest: str, name: str, revision: str = "", licence: str = "", uri: str = "", flaw: str = "") -> int:
         """The number of a version of a data set; what is newly known of it is added. `flaw` says why its records are not known."""
         self.database.execute(

@@ -16,7 +16,7 @@ from pathlib import Path
 from components.platform import peek
 from components.platform.impact import reading
 from components.platform.impact.gather import NOT_BIOVLM, Gatherer
-from components.platform.impact.index import DamagedIndexError, Index
+from components.platform.impact.index import Index
 from components.platform.settings import Settings
 from components.platform.store import Store, open_store
 from components.platform.tracking import Tracking
@@ -44,19 +44,6 @@ def registered(settings: Settings) -> Registered:
     except peek.Unknown:
         Tracking(settings)  # raises the letter of a store that does not answer
         return [(one.name, one.version, one.tags) for name in models(settings) for one in history(settings, name)]
-
-
-def fresh(settings: Settings, tell: Tell) -> None:
-    """Bring the index up to date, if it is not."""
-    versions = registered(settings)
-    try:
-        with Index.reading(folder(settings)) as index:
-            stale = is_stale(index, versions)
-    except DamagedIndexError as error:
-        tell(error.message)
-        stale = True
-    if stale:
-        update(settings, versions, tell)
 
 
 def is_stale(index: Index, versions: Registered) -> bool:
