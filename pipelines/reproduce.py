@@ -122,9 +122,7 @@ class Compared:
 def gather(settings: Settings, address: str) -> Original:
     """What the version at `address` was made of. Errors as `versions.find`; MissingInputError: its records are gone."""
     version, store = versions.find(settings, address), open_store(settings)
-    if champion.RECEIPT_KEY not in version.tags:
-        version.receipt(settings)  # says that biovlm did not register it
-    found = ancestry.records(store, version.tags[champion.RECEIPT_KEY])
+    found = ancestry.records(store, version.tag(champion.RECEIPT_KEY))
     missing = [step for step in ancestry.MADE_BY if step not in found]
     if missing:
         raise MissingInputError(

@@ -26,7 +26,7 @@ from model.errors import MissingInputError
 ALIAS = CHAMPION
 CHECKPOINT_DIGEST, CHECKPOINT_PATH = "biovlm.checkpoint", "biovlm.checkpoint_path"
 MIRROR_SECONDS = 60.0
-RECEIPT_KEY, AGAINST = "biovlm.receipt_key", "biovlm.against"
+RECEIPT_KEY, EXPORT, AGAINST = "biovlm.receipt_key", "biovlm.export", "biovlm.against"
 
 
 def present(settings: Settings, registered_model: str) -> tuple[Reference, str]:

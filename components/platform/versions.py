@@ -48,11 +48,11 @@ class Version(BaseModel):
     @property
     def export_uri(self) -> str:
         """Place of the plain transformers folder in the store. MissingInputError if biovlm did not register this version."""
-        return self.tag("biovlm.export")
+        return self.tag(champion.EXPORT)
 
     def export(self, settings: Settings) -> Path:
         """The plain transformers folder of this version."""
-        return _brought(open_store(settings), self.tag("biovlm.export"))
+        return _brought(open_store(settings), self.export_uri)
 
     def tag(self, name: str) -> str:
         """The value of a tag. MissingInputError if biovlm did not register this version."""

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from components.platform import peek
+from components.platform.champion import RECEIPT_KEY
 from components.platform.impact import reading
 from components.platform.impact.gather import NOT_BIOVLM, Gatherer
 from components.platform.impact.index import Index
@@ -27,7 +28,6 @@ Registered = list[tuple[str, str, dict[str, str]]]
 """Name, number and tags of versions."""
 Tell = Callable[[str], object]
 FOLDER = "impact"
-RECEIPT = "biovlm.receipt_key"
 
 
 def folder(settings: Settings) -> Path:
@@ -53,7 +53,7 @@ def is_stale(index: Index, versions: Registered) -> bool:
         (model, number, receipt)
         for model, number, receipt in execute("SELECT model, number, receipt FROM versions WHERE gone = 0")
     }
-    if known != {(model, number, tags.get(RECEIPT, "")) for model, number, tags in versions}:
+    if known != {(model, number, tags.get(RECEIPT_KEY, "")) for model, number, tags in versions}:
         return True
     for question in (
         f"SELECT 1 FROM versions WHERE flaw NOT IN ('', '{NOT_BIOVLM}')",  # noqa: S608 (a constant)
@@ -75,7 +75,7 @@ def update(settings: Settings, versions: Registered, tell: Tell) -> None:
         execute("UPDATE versions SET gone = 1")
         gatherer = Gatherer(store, index)
         for number, (model, version, tags) in enumerate(versions, 1):
-            if (model, version, tags.get(RECEIPT, "")) in done and not _flawed(index, model, version):
+            if (model, version, tags.get(RECEIPT_KEY, "")) in done and not _flawed(index, model, version):
                 execute("UPDATE versions SET gone = 0 WHERE model = ? AND number = ?", (model, version))
                 continue
             gatherer.version(model, version, tags)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from components.platform.lineage import complete, steps, version
 from components.platform.lineage.graph import Document, Edge, Kind, Node, union
-from components.platform.store import Store
+from components.platform.store import Store, step_of
 from model import manifest
 from model.errors import BiovlmError
 
@@ -109,7 +109,7 @@ def _steps(store: Store, left: list[tuple[str, str]], proof: Proof, deep: bool =
         proof.note(name, problems)
         found.append(now)
         if deep:
-            left += [version.place_of(str(edge.facts["uri"])) for edge in now.edges if edge.role.startswith("read ")]
+            left += [step_of(str(edge.facts["uri"])) for edge in now.edges if edge.role.startswith("read ")]
     return found
 
 
