@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -243,3 +243,23 @@ def nearest(word: str, known: Sequence[str]) -> str:
     """`; did you mean ...?` for a misspelt word; empty if nothing known is like it."""
     match = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean `{match[0]}`?" if match else ""
+
+
+def strict_letter(
+    error: ValidationError, path: Path, known: Callable[[tuple[int | str, ...]], Iterable[str]], described: str
+) -> tuple[str, str]:
+    """Message and hint for the first complaint about a strict YAML file.
+
+    Args:
+        error: Pydantic's.
+        path: The file.
+        known: Place of a mapping in it -> the keys that it may have.
+        described: Where its fields are described.
+    """
+    # A misspelt key is also a missing one; the first says more.
+    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+    place = ".".join(str(part) for part in first["loc"] if part != "[key]") or "the file"
+    if first["type"] == "extra_forbidden":
+        keys = sorted(known(first["loc"][:-1]))
+        return f"{path}: unknown key `{place}`{nearest(str(first['loc'][-1]), keys)}", f"keys there: {', '.join(keys)}"
+    return f"{path}: {place}: {first['msg'].removeprefix('Value error, ')}", f"{described} describes every field"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipelines import output
-from pipelines.cli_run import DEFAULT, Changes, Data, Json, RecipeName
+from pipelines.cli_options import DEFAULT, Changes, Data, Json, RecipeName
 
 if TYPE_CHECKING:
     from pipelines.cluster import Server

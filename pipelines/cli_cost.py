@@ -8,6 +8,7 @@ import typer
 
 from model.errors import MissingInputError
 from pipelines import output
+from pipelines.cli_options import Json
 
 if TYPE_CHECKING:
     from components.platform.settings import Settings
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 Subject = Annotated[
     str | None, typer.Argument(help="A run, or models:/NAME@ALIAS; the newest run on this machine.", metavar="RUN|MODEL")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def cost(subject: Subject = None, json: Json = False) -> None:

@@ -9,7 +9,6 @@ A version's tags (components/register/step.py) name its artifacts relative to th
 
 from __future__ import annotations
 
-import difflib
 import re
 import time
 from pathlib import Path
@@ -24,6 +23,7 @@ from components.platform.settings import Settings
 from components.platform.store import Store, open_store
 from components.platform.tracking import Tracking
 from model.errors import MissingInputError, UsageError
+from model.recipe import nearest
 
 ADDRESS = re.compile(
     r"models:/(?P<name>[A-Za-z0-9][A-Za-z0-9_.-]{0,99})(?:@(?P<alias>[A-Za-z][A-Za-z0-9_-]{0,49})|/(?P<number>\d{1,9}))"
@@ -88,12 +88,10 @@ def find(settings: Settings, address: str) -> Version:
             if version.version == number:
                 return version
     known = models(settings)
-    near = difflib.get_close_matches(name, known, n=1)
     if name in known:
         raise MissingInputError(f"{address} does not exist", f"`biovlm registry history {name}` lists the versions of {name}")
-    guess = f"; did you mean `{near[0]}`?" if near else ""
     raise MissingInputError(
-        f"no registered model {name!r}{guess}", f"registered: {', '.join(known) or 'none yet: see `biovlm run`'}"
+        f"no registered model {name!r}{nearest(name, known)}", f"registered: {', '.join(known) or 'none yet: see `biovlm run`'}"
     )
 
 
