@@ -24,7 +24,7 @@ from model.data.images import decode
 from model.evaluation import report_drawing as drawing
 from model.evaluation.decision import Decision
 from model.evaluation.metrics import METRICS
-from model.evaluation.pages import template
+from model.evaluation.report_template import template
 from model.evaluation.results import BenchmarkResult, Figure, Item, Report
 from model.manifest import digest_of
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from components.platform.lineage import drawing, licences
 from components.platform.lineage.graph import Document, Kind
 from components.platform.lineage.text import label, ordered, plain
-from model.evaluation.pages import template
+from model.evaluation.report_template import template
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 TITLES = {
