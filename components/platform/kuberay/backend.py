@@ -36,7 +36,7 @@ class KubeRay:
 
     Args:
         site: The cluster.
-        pools: The pools by name.
+        known: The pools by name.
         cluster: The way to the API server.
         clock: Seconds, monotonic.
         sleep: Waits for that many seconds.
