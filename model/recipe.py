@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from model.config import STAGE_NAMES, DataSlice, EvaluateSlice, PromoteSlice, Recipe, RegisterSlice, TrainSlice
+from model.config import STAGE_NAMES, DataSlice, EvaluateSlice, Model, PromoteSlice, Recipe, RegisterSlice, TrainSlice
 from model.errors import ConfigError
 from model.manifest import digest_of
 
@@ -70,11 +70,16 @@ def digest(recipe: Recipe) -> str:
     return digest_of(recipe.model_dump(mode="json"))
 
 
+def registered_bases(model: Model) -> tuple[str, ...]:
+    """Names of the base models that come from the data registry."""
+    sources = (model.tower.source, model.language.source)
+    return tuple(s.removeprefix(REGISTRY_PREFIX) for s in sources if s and s.startswith(REGISTRY_PREFIX))
+
+
 def slices(recipe: Recipe) -> dict[str, dict[str, Any]]:
     """One JSON slice for each step: data, align, instruct, task, evaluate, register, promote."""
     uses = tuple(mix for stage in STAGE_NAMES for mix in getattr(recipe.stages, stage).data)
-    sources = (recipe.model.tower.source, recipe.model.language.source)
-    bases = tuple(s.removeprefix(REGISTRY_PREFIX) for s in sources if s and s.startswith(REGISTRY_PREFIX))
+    bases = registered_bases(recipe.model)
     models: dict[str, BaseModel] = {
         "data": DataSlice(data=recipe.data, uses=uses, evaluated=recipe.evaluation.benchmarks, bases=bases),
         "evaluate": EvaluateSlice(seed=recipe.seed, evaluation=recipe.evaluation, resources=recipe.resources),

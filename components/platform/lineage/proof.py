@@ -130,7 +130,7 @@ def _artifact(store: Store, uri: str, digest: str, proof: Proof, edge: Edge | No
         folder = store.root / uri if type(store) is Store else store.fetch(uri, digest or None)
         said = manifest.read(folder)
         found = [problem.replace(f"{folder}/", "") for problem in manifest.problems(folder, said, digest or None)]
-        if not found and content != said.model_dump_json(indent=1).encode():
+        if not found and content != manifest.as_text(said).encode():
             found = [f"{manifest.FILE_NAME} has other bytes than the manifest that it holds"]
     except BiovlmError as error:
         found = [error.message]
