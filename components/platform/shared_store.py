@@ -90,9 +90,6 @@ class SharedStore(Store):
     def moved(self) -> tuple[int, int]:
         return self.objects.received, self.objects.sent
 
-    def address(self, uri: str) -> str:
-        return f"{self.objects.label}/{FILES}/{self.manifest_of(uri).digest}"
-
     def holds(self, uri: str, digest: str) -> bool:
         found = self._published(uri)
         return found is not None and found.digest == digest and self._whole(found)

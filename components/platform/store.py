@@ -127,10 +127,6 @@ class Store:
         """Bytes that this process received from what is shared, and sent there. A folder is not shared."""
         return 0, 0
 
-    def address(self, uri: str) -> str:
-        """Where others find the files of the artifact at `uri`."""
-        return str(self._inside(uri))
-
     def holds(self, uri: str, digest: str) -> bool:
         """Whether the artifact of `digest` is at `uri` and can be used."""
         try:

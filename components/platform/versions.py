@@ -41,18 +41,16 @@ class Version(BaseModel):
     aliases: tuple[str, ...] = ()
     tags: dict[str, str] = Field(default_factory=dict)
 
-    def receipt(self, settings: Settings) -> Path:
-        """The folder of its receipt in the store. MissingInputError if biovlm did not register this version."""
-        return _brought(open_store(settings), f"steps/register/{self.tag(champion.RECEIPT_KEY)}")
-
     @property
     def export_uri(self) -> str:
         """Place of the plain transformers folder in the store. MissingInputError if biovlm did not register this version."""
         return self.tag(champion.EXPORT)
 
     def export(self, settings: Settings) -> Path:
-        """The plain transformers folder of this version."""
-        return _brought(open_store(settings), self.export_uri)
+        """The plain transformers folder of this version, brought here if another machine made it. Who reads it verifies it."""
+        store = open_store(settings)
+        folder = store.root / self.export_uri
+        return folder if folder.exists() or type(store) is Store else store.fetch(self.export_uri)
 
     def tag(self, name: str) -> str:
         """The value of a tag. MissingInputError if biovlm did not register this version."""
@@ -133,12 +131,6 @@ def _aliases(settings: Settings, name: str) -> dict[str, str]:
     if standing is None or not standing.entries:
         return held
     return {alias: version for alias, version in held.items() if alias not in ALIASES} | dict(standing.state.aliases)
-
-
-def _brought(store: Store, uri: str) -> Path:
-    """The folder of `uri`, from the other machine that made it if it is not here. Who reads it verifies it."""
-    folder = store.root / uri
-    return folder if folder.exists() or type(store) is Store else store.fetch(uri)
 
 
 def _pages(search: Any, **query: Any) -> list[Any]:
