@@ -31,6 +31,8 @@ from components.platform.settings import Settings
 from model.manifest import sha256_file
 
 DIGEST_CHARS = 36  # MLflow refuses longer digests of data sets
+LOCK = "mlflow.lock"
+"""Of the embedded store, in the home. A server needs none, but taking it costs nothing."""
 PARAM_CHARS = 500
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -43,8 +45,6 @@ QUIET = {
 }
 RUN_TAG, STEP_TAG, ATTEMPT_TAG, KEY_TAG = "biovlm.run_id", "biovlm.step", "biovlm.attempt", "biovlm.key"
 REUSED_TAG = "biovlm.reused"
-LOCK = "mlflow.lock"
-"""Of the embedded store, in the home. A server needs none, but taking it costs nothing."""
 MOST_TRIES = 6
 T = TypeVar("T")
 
