@@ -5,7 +5,6 @@
    it, and never found again. The step then runs as if nothing had been there.
 3. `record` keeps, beside each folder, what the key was made of and who made the result: for `biovlm plan` and for the lineage. It
    is not inside the folder, because equal content must have an equal digest whoever made it.
-
 4. `fetch(uri)` gives the folder of an artifact of any step, verified; `publish(uri)` makes one that was just written visible to
    all who share the store; `manifest_of` and `holds` tell of an artifact without its bytes.
 

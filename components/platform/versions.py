@@ -4,7 +4,7 @@
 2. `find` looks one up, by the ledger where it decides; an unknown one is a letter that names the nearest known model.
 3. `models` and `history` list what there is.
 
-A version's tags (components/register/step.py) name its artifacts relative to the store.
+A version's tags (components/platform/lineage/tracked.py) name its artifacts relative to the store.
 """
 
 from __future__ import annotations
