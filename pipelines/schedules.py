@@ -25,8 +25,8 @@ from model import recipe as recipes
 from model.config.choices import Name, Strict
 from model.errors import ConfigError, MissingInputError
 from model.manifest import canonical_json, digest_of
-from pipelines import cron, retraining
-from pipelines.choice import RECIPES, must_know, named_beside
+from pipelines import choice, cron, retraining
+from pipelines.choice import RECIPES, must_know
 from pipelines.submit import arguments
 
 MARK = re.compile(r"^biovlm schedule (?P<name>[a-z0-9_-]+), spec (?P<spec>[0-9a-f]{64})$", re.M)
@@ -171,7 +171,7 @@ def _same_zone(wanted: str, time_zone: str) -> None:
 def _wanted(entry: Entry, path: Path, time_zone: str) -> Wanted:
     try:
         _same_zone(entry.time_zone, time_zone)
-        name = named_beside(path, entry.recipe)
+        name = choice.named_beside(path, entry.recipe)
         base = recipes.load(name, RECIPES, entry.set)
         must_know(entry.follow_data, base.data.sets)
         follow = [f"data.sets.{data}.revision={HEAD}" for data in entry.follow_data]
