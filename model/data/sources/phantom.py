@@ -50,10 +50,7 @@ def write_phantom(out: Path, counts: dict[Split, int], seed: int = DEFAULT_SEED)
         CannotWriteError: The disk is full or does not take writes.
     """
     if seed < 0 or any(count < 0 for count in counts.values()):
-        raise UsageError(
-            f"the phantom was asked for {min(counts.values(), default=0)} images at least, with seed {seed}",
-            "give counts and a seed that are 0 or more",
-        )
+        raise UsageError("the phantom needs counts and a seed that are 0 or more")
     splits: dict[str, Any] = {}
     facts = {
         "name": NAME,
