@@ -77,9 +77,11 @@ def versions(ground: Kubernetes) -> Iterator[Finding]:
 
 
 def secrets(ground: Kubernetes) -> Iterator[Finding]:
-    """Secrets of the steps, which a role of the pod may replace, and of the Ray pods, which do not start without."""
+    """Secrets of the steps, of which a role of the pod may replace all but the keys, and of the Ray pods, which do not start without."""
     site = _site(ground)
     needed = set(site.secrets) if isinstance(site, Site) else set()
+    if ground.settings.signing:
+        needed |= {pods.SIGNING, pods.TRUSTED}
     for name in sorted({*pods.SECRETS, *needed}):
         there = ground.survey.has_secret(name)
         if there:

@@ -23,7 +23,7 @@ from components.platform.code import REVISION, ROOT
 from components.platform.settings import Settings
 
 GPUS = Path("/proc/driver/nvidia/gpus")
-PERSON = "person"
+PERSON, CI = "person", "ci"
 UNKNOWN = "unknown"
 
 
@@ -32,7 +32,7 @@ class Origin(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    trigger: str = Field(default=PERSON, description="Who or what began the run: `person`, or as BIOVLM_TRIGGER says.")
+    trigger: str = Field(default=PERSON, description="Who or what began the run, as BIOVLM_TRIGGER says.")
     attempt: int = Field(default=1, description="Which process of the step in its run made it.")
     tries: int = Field(default=1, description="How often its workers were started.")
     launcher: str = Field(default="process", description="Where heavy work runs: process, jobs or kuberay.")
@@ -51,13 +51,20 @@ def here(settings: Settings, environment: Mapping[str, str] | None = None) -> Or
     images = {name: env.get(f"BIOVLM_{name.upper()}_IMAGE", "") for name in ("launcher", "train")}
     places = {"registry": settings.data_url, "dvc_remote": settings.dvc_remote_url}
     return Origin(
-        trigger=settings.trigger or PERSON,
+        trigger=trigger(settings, env),
         launcher=settings.launcher,
         lock=lock(),
-        images={name: image for name, image in images.items() if image},
+        images={name: image for name, image in images.items() if "@" in image},  # a name alone may be any image,
         machine=machine(),
         places={name: without_login(address) for name, address in places.items() if address},
     )
+
+
+def trigger(settings: Settings, environment: Mapping[str, str]) -> str:
+    """Who or what began the run: what BIOVLM_TRIGGER says, else `ci` where the variable CI says so, else `person`."""
+    if settings.trigger:
+        return settings.trigger
+    return CI if environment.get("CI", "").lower() in ("1", "true") else PERSON
 
 
 def lock(root: Path = ROOT) -> str:

@@ -1,8 +1,8 @@
 """Preflight: check now what would fail later, and hand each step its slice of the recipe.
 
 1. The recipe is validated again: on a cluster it comes from whoever pressed the button.
-2. What the run may cost bounds the deadline of each heavy step. Libraries, the store, the disk and the tracking store are looked at; each
-   complaint is one letter with the way out.
+2. What the run may cost bounds the deadline of each heavy step. Libraries, the store, the disk, the keys of a cluster, and whether
+   tracking store and registry can be written are looked at; each complaint is one letter with the way out.
 3. The present champion is read, so that the whole run compares with the same one.
 4. Of a scheduled run, the data step is asked whether to train again (components/platform/retraining/question.py).
 5. Out come nine texts (one slice for each step, the mark of the tracking store, that question), what a worker asks for on a cluster,
@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from components.platform import champion as champions
-from components.platform import pools
+from components.platform import keys, pools
 from components.platform.events import EventLog, EventType
 from components.platform.retraining import question as retraining
 from components.platform.settings import Settings
@@ -83,6 +83,7 @@ def run(recipe_json: str, champion: str, budget: str = "", policy: str = "") -> 
         if settings.launcher == "process":
             _machine(checked.resources, log)
         _bases(checked.model)
+        keys.refuse_stranger(settings)
         _writable(settings.store)
         open_store(settings).check()
         found, tracking = champions.present(settings, checked.registered_model)

@@ -129,7 +129,7 @@ def test_the_job_says_its_deadlines_queue_priority_and_who_pays():
 
 def test_the_pods_read_secrets_by_name_and_the_run_is_named_by_its_key():
     env = {v["name"]: v["value"] for v in container(job())["env"]}
-    assert container(job())["envFrom"] == [{"secretRef": {"name": "biovlm-store"}}]
+    assert container(job())["envFrom"] == [{"secretRef": {"name": "biovlm-store-train"}}]
     assert env["BIOVLM_RAY_STORAGE"] == "s3://bucket/store/ray"
     assert not [name for name in env if re.search("KEY|TOKEN|PASSWORD|SECRET", name)]
 
@@ -143,8 +143,8 @@ PASSED_ON = {
         {"name": "HTTPS_PROXY", "value": "http://proxy:3128"},
         {"name": "BIOVLM_STORE", "value": "s3://another/store"},
         {
-            "name": "AWS_SECRET_ACCESS_KEY",
-            "valueFrom": {"secretKeyRef": {"name": "biovlm-store", "key": "AWS_SECRET_ACCESS_KEY"}},
+            "name": "PROXY_PASSWORD",
+            "valueFrom": {"secretKeyRef": {"name": "proxy", "key": "password"}},
         },
         {"name": "BIOVLM_POD_UID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}},
     ],
@@ -161,7 +161,7 @@ def test_what_kfp_passes_on_reaches_the_workers_and_takes_nothing_from_them():
     env = {variable["name"]: variable for variable in container(body)["env"]}
     assert env["HTTPS_PROXY"]["value"] == "http://proxy:3128"
     assert env["BIOVLM_STORE"]["value"] == SITE.store
-    assert env["AWS_SECRET_ACCESS_KEY"] == PASSED_ON["env"][2]
+    assert env["PROXY_PASSWORD"] == PASSED_ON["env"][2]
     assert "BIOVLM_POD_UID" not in env
     assert "nodeSelector" not in template(body, "head")["spec"]
     assert not crd("kuberay/ray.io_rayjobs.yaml").errors(body)
