@@ -22,7 +22,7 @@ from components.platform import pools
 from components.platform.addresses import Addresses
 from components.platform.settings import Settings
 from components.platform.store import open_store
-from components.platform.tracking import reachable
+from components.platform.tracking import Tracking
 from model.config import Recipe
 from model.errors import BiovlmError
 from model.recipe import REGISTRY_PREFIX
@@ -124,8 +124,14 @@ def _tracking(ground: Ground) -> Iterator[Finding]:
         hint = "set MLFLOW_TRACKING_URI to the cluster's server: the letters of failed steps are read from there"
         yield Finding(name="tracking", level=Level.WARN, found="no server is named on this machine", hint=hint)
         return
-    reachable(ground.settings.tracking_uri)
-    yield _ok("tracking", ground.settings.tracking_uri)
+    store = Tracking(ground.settings)
+    yield _ok("tracking", f"{ground.settings.tracking_uri}, experiment {ground.settings.experiment}")
+    try:
+        store.try_writing(ground.recipe.registered_model)
+    except BiovlmError as error:
+        yield Finding(name="registry", level=Level.MISSING, found=error.message, hint=error.hint)
+    else:
+        yield _ok("registry", f"takes what this login writes of {ground.recipe.registered_model}")
 
 
 def _pool(ground: Ground) -> Iterator[Finding]:

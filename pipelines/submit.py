@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import functools
+import getpass
 import hashlib
 import os
 import re
@@ -24,7 +25,6 @@ import yaml
 
 from components.platform import origin
 from components.platform.addresses import Addresses
-from components.platform.ledger import approvals
 from components.platform.settings import Settings
 from model.config import Recipe
 from model.errors import ConfigError, InternalError, MissingInputError
@@ -35,7 +35,7 @@ from pipelines.pods import Images
 from pipelines.runs import RunView
 
 BY_DIGEST = re.compile(r"^[\w.:/-]+@sha256:[0-9a-f]{64}$")
-TRIGGER = re.compile(r"^[a-z]{1,20}(:[\w.@/+-]{1,100})?$")
+TRIGGER, NAMELESS = re.compile(r"[a-z]{1,20}(:[\w.@/+-]{1,100})?"), re.compile(r"[^\w.@/+-]")
 MOST_BYTES = 100_000
 """Of a recipe: Argo keeps the arguments of a run in one object of the cluster's database, which is bounded."""
 POLL_SECONDS = 5.0
@@ -158,7 +158,7 @@ def arguments(recipe: Recipe, budget: float | None, trigger: str) -> dict[str, s
     Raises:
         ConfigError: The recipe is too big to travel as one, or the trigger is none.
     """
-    if not TRIGGER.match(trigger):
+    if not TRIGGER.fullmatch(trigger):
         raise ConfigError(f"BIOVLM_TRIGGER is {trigger[:80]!r}", "write KIND or KIND:NAME, of letters, digits and . _ @ / + -")
     text = recipe.model_dump_json()
     if len(text.encode()) > MOST_BYTES:
@@ -170,14 +170,15 @@ def arguments(recipe: Recipe, budget: float | None, trigger: str) -> dict[str, s
 
 
 def begun_by(settings: Settings, environment: Mapping[str, str]) -> str:
-    """Who or what starts a run from this process (`origin.trigger`); a person as the ledger would name them.
-
-    Errors as `approvals.actor`.
-    """
+    """Who or what starts a run from this process (`origin.trigger`); a person by name, which is a claim: nothing is proved to start one."""
     found = origin.trigger(settings, environment)
     if found != origin.PERSON:
         return found
-    return f"{found}:{approvals.actor(settings.actor_key, settings.approvers, settings.actor).name}"
+    try:
+        name = settings.actor or getpass.getuser()
+    except (KeyError, OSError):  # a container's user need not have a name
+        return found
+    return f"{found}:{NAMELESS.sub('-', name)[:100]}"
 
 
 def start(server: Server, recipe: Recipe, wanted: Package, settings: Settings, budget: float | None = None) -> str:

@@ -32,6 +32,7 @@ from components.platform.settings import Settings
 from components.platform.step import guarded
 from components.platform.store import open_store
 from components.platform.task_config import asked
+from components.platform.tracking import Tracking
 from model import manifest, recipe
 from model.config import Model, Recipe, Resources
 from model.errors import CannotWriteError, ConfigError, MissingInputError
@@ -86,6 +87,8 @@ def run(recipe_json: str, champion: str, budget: str = "", policy: str = "") -> 
         keys.refuse_stranger(settings)
         _writable(settings.store)
         open_store(settings).check()
+        if settings.tracking_uri.startswith(("http://", "https://")):  # the embedded store lies in the home, which was tried
+            Tracking(settings).try_writing(checked.registered_model)
         found, tracking = champions.present(settings, checked.registered_model)
         found.write(Path(champion), settings.store)
         slices = recipe.slices(checked)

@@ -11,7 +11,10 @@ import subprocess
 import pytest
 
 from components.platform import door, keys, origin, signing
+from components.platform.lineage import steps, text
+from components.platform.lineage.graph import Kind
 from components.platform.settings import CHECKOUT, Settings
+from components.platform.step import run_step
 from components.platform.store import open_store
 from model import manifest
 from model.errors import MissingInputError, RefusedError
@@ -40,8 +43,8 @@ def made(tmp_path):
     """Keys as the platform team makes them: by the commands of infra/README.md, up to where a cluster is needed."""
     if not shutil.which("openssl"):
         pytest.skip("openssl, with which infra/README.md makes the keys, is not installed")
-    text = (CHECKOUT / "infra" / "README.md").read_text()
-    lines = next(block for block in re.findall(r"```sh\n(.*?)```", text, re.S) if "signing.pem" in block)
+    told = (CHECKOUT / "infra" / "README.md").read_text()
+    lines = next(block for block in re.findall(r"```sh\n(.*?)```", told, re.S) if "signing.pem" in block)
     script = "\n".join(line for line in lines.splitlines() if line.startswith(("umask", "openssl", "cp ")))
 
     def make(name):
@@ -121,23 +124,32 @@ def test_before_a_run_the_key_that_will_sign_must_be_trusted(pod, made):
     ask("", "")
 
 
-def test_who_began_the_run_reaches_the_lineage_of_the_step(pod):
+def test_without_a_word_from_kfp_the_environment_says_who_began_the_run(pod):
     def told():
+        door.enter("")
         return origin.here(Settings.from_environment()).trigger
 
     assert told() == "person"
     pod.setenv("CI", "true")
     assert told() == "ci"
     pod.setenv("BIOVLM_TRIGGER", "ci:nightly")
-    door.enter("")
     assert told() == "ci:nightly"
-    door.enter("schedule:monthly")
-    assert told() == "schedule:monthly"
-    assert Settings.from_environment(Settings.from_environment().for_children()).trigger == "schedule:monthly"
 
 
-def test_only_an_image_by_digest_is_a_fact(pod):
+def test_the_lineage_of_a_step_names_who_began_the_run_and_the_images_by_digest(pod, tmp_path):
+    def produce(work):
+        with manifest.commit(work.final, "data", {}, {"figures": {}}) as folder:
+            (folder / "a.json").write_text("{}")
+
     digest = "registry.example/launcher@sha256:" + 64 * "a"
     pod.setenv("BIOVLM_LAUNCHER_IMAGE", digest)
-    pod.setenv("BIOVLM_TRAIN_IMAGE", "biovlm-train")
-    assert origin.here(Settings.from_environment()).images == {"launcher": digest}
+    pod.setenv("BIOVLM_TRAIN_IMAGE", "biovlm-train")  # a name alone may be any image
+    pod.setenv("BIOVLM_KFP_RUN_ID", "7d0f")
+    pod.setenv("BIOVLM_MIRRORED", "1")
+    door.enter("schedule:monthly")
+    made = run_step("data", "data", {"seed": 1}, {}, str(tmp_path / "out.json"), produce)
+    found = steps.read(open_store(Settings.from_environment()), "data", made.folder.name)
+    (step,) = found.of(Kind.STEP)
+    assert (step.facts["trigger"], step.facts["images"]) == ("schedule:monthly", {"launcher": digest})
+    assert [run.name for run in found.of(Kind.RUN)] == ["7d0f"]
+    assert "trigger schedule:monthly" in text.facts(step)

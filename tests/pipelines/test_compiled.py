@@ -130,7 +130,9 @@ def test_every_pod_has_an_end_a_user_that_is_not_root_and_knows_who_it_is(steps)
     for name, (_, _, container, pod) in steps.items():
         assert 0 < int(pod["activeDeadlineSeconds"]) <= 14 * 24 * 3600, name
         assert pod["securityContext"] == {"runAsUser": "10001", "runAsGroup": "10001", "runAsNonRoot": True}
-        assert {entry["name"]: entry["fieldPath"] for entry in pod["fieldPathAsEnv"]} == pods.POD
+        told = {entry["name"]: entry["fieldPath"] for entry in pod["fieldPathAsEnv"]}
+        assert told == pods.POD
+        assert told["BIOVLM_KFP_RUN_ID"] == "metadata.labels['pipeline/runid']"
         assert not [entry for entry in container["env"] if "{{" in entry["value"]], "KFP's driver copies variables as they stand"
         assert pod["podMetadata"]["labels"]["biovlm.io/step"] == name
 

@@ -84,6 +84,7 @@ def test_a_cluster_that_has_everything_is_told_so_and_nothing_is_made(kubernetes
         (lambda server: server.forbidden.add(("GET", "secrets")), "biovlm-store", "warn", "may not see"),
         (lambda server: server.forbidden.add(("POST", "rayjobs")), "ray job", "warn", "may not start"),
         (lambda server: server.queues.clear(), "queue", "missing", "no LocalQueue biovlm-cpu"),
+        (lambda server: server.queue("biovlm-cpu", {"memory": "1Gi"}), "queue", "missing", "can never admit this: head asks for"),
     ],
 )
 def test_what_the_cluster_lacks_is_named_with_its_remedy(kubernetes, look, change, name, level, said):
