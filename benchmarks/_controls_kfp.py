@@ -158,6 +158,13 @@ CONTROLS = (
         f"{DOOR}before_a_run_the_key_that_will_sign_must_be_trusted",
     ),
     Mutation(
+        "no worker gets a Secret of the steps by name",
+        "components/platform/kuberay/site.py",
+        "if own := sorted({*secrets} & {*task_config.LAUNCHERS_OWN}):",
+        "if own := []:",
+        "tests/components/test_kuberay_manifest.py::test_a_site_that_cannot_be_is_a_letter",
+    ),
+    Mutation(
         "what can never fit its queue is told before a run",
         "pipelines/doctor_kubernetes.py",
         "elif why := quota.never_fits(_first_job(ground, site), whole):",

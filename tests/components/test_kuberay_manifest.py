@@ -307,7 +307,7 @@ ENVIRONMENT = {
     "BIOVLM_TRAIN_IMAGE": SITE.image,
     "BIOVLM_STORE": "s3://bucket/store/",
     "BIOVLM_TEAM": "radiology",
-    "BIOVLM_RAY_SECRETS": "biovlm-store,biovlm-mlflow",
+    "BIOVLM_RAY_SECRETS": "biovlm-store-train,proxy",
     "BIOVLM_RAY_ENVIRONMENT": "MLFLOW_TRACKING_URI,ABSENT",
     "MLFLOW_TRACKING_URI": "http://mlflow:5000",
     "AWS_SECRET_ACCESS_KEY": "hidden",
@@ -318,7 +318,7 @@ ENVIRONMENT = {
 
 def test_the_site_is_read_from_the_launchers_environment():
     site = Site.from_environment(ENVIRONMENT)
-    assert (site.store, site.secrets) == ("s3://bucket/store", ("biovlm-store", "biovlm-mlflow"))
+    assert (site.store, site.secrets) == ("s3://bucket/store", ("biovlm-store-train", "proxy"))
     assert site.environment == (("MLFLOW_TRACKING_URI", "http://mlflow:5000"),)
     assert site.submission is Submission.HTTP  # a namespace that enforces the restricted profile refuses KubeRay's own sidecar
     assert site.owner is not None
@@ -333,6 +333,7 @@ def test_the_site_is_read_from_the_launchers_environment():
         ("BIOVLM_STORE", "s3://bucket/a b", "BIOVLM_STORE"),
         ("BIOVLM_RAY_SUBMISSION", "Fax", "HTTPMode or SidecarMode"),
         ("BIOVLM_RAY_ENVIRONMENT", "AWS_SECRET_ACCESS_KEY", "looks like a secret"),
+        ("BIOVLM_RAY_SECRETS", "biovlm-store-train,biovlm-signing", "names biovlm-signing, which belongs to the steps"),
     ],
 )
 def test_a_site_that_cannot_be_is_a_letter(name, value, said):
