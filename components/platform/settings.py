@@ -50,7 +50,7 @@
 | BIOVLM_SIGNING_KEY_PEM, BIOVLM_SIGNER_PEM, BIOVLM_TRUSTED_KEYS_PEM | in a pod, those keys themselves: door.py makes files of them | none |
 | BIOVLM_SERVE_ROOT | folder from which a served model may read images by path | none: base64 only |
 | BIOVLM_APPROVED_GATES | file with the approved gates | `components/platform/approved_gates.yaml` |
-| BIOVLM_TRIGGER | who or what began the run: `person:NAME`, `schedule:NAME`, `ci:NAME`, `kubeflow` | `ci` where CI is `true`, else `person` |
+| BIOVLM_TRIGGER | who or what began the run: `person:NAME`, `schedule:NAME`, `ci:NAME`, `kubeflow` | `ci` if CI is `true`, else `person` |
 | BIOVLM_TRACE | `1`: traces of unexpected errors show the error's text, which may quote a record | `0` |
 | MLFLOW_TRACKING_URI | tracking store and model registry | SQLite in `home` |
 | MLFLOW_EXPERIMENT_NAME | experiment of all runs | `biovlm` |
