@@ -12,19 +12,18 @@ from __future__ import annotations
 import functools
 import getpass
 import hashlib
-import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from components.platform import origin
 from components.platform.addresses import Addresses
+from components.platform.origin import PERSON
 from components.platform.settings import Settings
 from model.config import Recipe
 from model.errors import ConfigError, InternalError, MissingInputError
@@ -169,21 +168,20 @@ def arguments(recipe: Recipe, budget: float | None, trigger: str) -> dict[str, s
     return {"recipe": text, "budget": "" if budget is None else f"{budget:g}", "trigger": trigger}
 
 
-def begun_by(settings: Settings, environment: Mapping[str, str]) -> str:
-    """Who or what starts a run from this process (`origin.trigger`); a person by name, which is a claim: nothing is proved to start one."""
-    found = origin.trigger(settings, environment)
-    if found != origin.PERSON:
-        return found
+def begun_by(settings: Settings) -> str:
+    """Who or what starts a run from this process; a person by name, which is a claim: nothing has to be proved to start one."""
+    if settings.trigger:
+        return settings.trigger
     try:
         name = settings.actor or getpass.getuser()
     except (KeyError, OSError):  # a container's user need not have a name
-        return found
-    return f"{found}:{NAMELESS.sub('-', name)[:100]}"
+        return PERSON
+    return f"{PERSON}:{NAMELESS.sub('-', name)[:100]}"
 
 
 def start(server: Server, recipe: Recipe, wanted: Package, settings: Settings, budget: float | None = None) -> str:
     """Start a run in the experiment of the settings; its id."""
-    given = arguments(recipe, budget, begun_by(settings, os.environ))
+    given = arguments(recipe, budget, begun_by(settings))
     server.check()
     pipeline, version = publish(server, wanted)
     name = f"{recipe.name} {time.strftime('%Y-%m-%d %H:%M:%S')}"

@@ -23,7 +23,7 @@ from components.platform.code import REVISION, ROOT
 from components.platform.settings import Settings
 
 GPUS = Path("/proc/driver/nvidia/gpus")
-PERSON, CI = "person", "ci"
+PERSON = "person"
 UNKNOWN = "unknown"
 
 
@@ -51,20 +51,13 @@ def here(settings: Settings, environment: Mapping[str, str] | None = None) -> Or
     images = {name: env.get(f"BIOVLM_{name.upper()}_IMAGE", "") for name in ("launcher", "train")}
     places = {"registry": settings.data_url, "dvc_remote": settings.dvc_remote_url}
     return Origin(
-        trigger=trigger(settings, env),
+        trigger=settings.trigger or PERSON,
         launcher=settings.launcher,
         lock=lock(),
         images={name: image for name, image in images.items() if "@" in image},  # a name alone may be any image,
         machine=machine(),
         places={name: without_login(address) for name, address in places.items() if address},
     )
-
-
-def trigger(settings: Settings, environment: Mapping[str, str]) -> str:
-    """Who or what began the run: what BIOVLM_TRIGGER says, else `ci` where the variable CI says so, else `person`."""
-    if settings.trigger:
-        return settings.trigger
-    return CI if environment.get("CI", "").lower() in ("1", "true") else PERSON
 
 
 def lock(root: Path = ROOT) -> str:

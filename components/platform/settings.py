@@ -67,6 +67,7 @@ from pathlib import Path
 from model.errors import ConfigError
 
 FEATURE_CACHE_GIB = 20.0
+CI = "ci"
 LAUNCHERS = ("process", "jobs", "kuberay")
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -129,7 +130,7 @@ class Settings:
             launcher=_launcher(env),
             ray_address=env.get("BIOVLM_RAY_ADDRESS", ""),
             recipe=env.get("BIOVLM_RECIPE") or "unknown",
-            trigger=env.get("BIOVLM_TRIGGER", ""),
+            trigger=env.get("BIOVLM_TRIGGER") or (CI if env.get("CI", "").lower() in ("1", "true") else ""),
             pools=Path(env["BIOVLM_POOLS"]) if env.get("BIOVLM_POOLS") else None,
             ray_storage=env.get("BIOVLM_RAY_STORAGE", ""),
             tries_before=_count(env.get("BIOVLM_TRIES_BEFORE") or "0"),
