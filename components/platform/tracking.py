@@ -24,7 +24,7 @@ import urllib.parse
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from components.platform import peek
 from components.platform.peek import Registered
@@ -46,6 +46,14 @@ RUN_TAG, STEP_TAG, ATTEMPT_TAG, KEY_TAG = "biovlm.run_id", "biovlm.step", "biovl
 REUSED_TAG = "biovlm.reused"
 MOST_TRIES = 6
 T = TypeVar("T")
+
+
+class Laid(NamedTuple):
+    """A copy of what MLflow serves."""
+
+    folder: Path
+    files: dict[str, str]
+    """File -> SHA-256 of the copy."""
 
 
 class Tracking:
@@ -220,16 +228,21 @@ class Tracking:
 
     def served(self, model_id: str) -> dict[str, str] | None:
         """File -> SHA-256 of what MLflow serves of a LoggedModel; None if it is gone."""
+        with tempfile.TemporaryDirectory(prefix="biovlm-") as empty:
+            found = self.laid(model_id, Path(empty))
+            return found.files if found else None
+
+    def laid(self, model_id: str, below: Path) -> Laid | None:
+        """Copy what MLflow serves of a LoggedModel to a place below an empty folder; None if it is gone."""
         from mlflow.artifacts import download_artifacts
         from mlflow.exceptions import MlflowException
 
         uri = self.settings.tracking_uri
         try:
             place = str(self.client.get_logged_model(model_id).artifact_location)
-            with tempfile.TemporaryDirectory(prefix="biovlm-") as empty:
-                folder = Path(download_artifacts(artifact_uri=place, dst_path=empty, tracking_uri=uri))
-                files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-                return {path.relative_to(folder).as_posix(): sha256_file(path) for path in files}
+            folder = Path(download_artifacts(artifact_uri=place, dst_path=str(below), tracking_uri=uri))
+            files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+            return Laid(folder, {path.relative_to(folder).as_posix(): sha256_file(path) for path in files})
         except (MlflowException, OSError):
             return None
 

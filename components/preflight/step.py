@@ -3,7 +3,8 @@
 1. The recipe is validated again: on a cluster it comes from whoever pressed the button.
 2. What the run may cost bounds the deadline of each heavy step. Libraries, the store, the disk and the tracking store are looked at; each
    complaint is one letter with the way out.
-3. The present champion is read, so that the whole run compares with the same one.
+3. The present champion is read, so that the whole run compares with the same one; and the recipe's gate must be one that may judge
+   against it, which would else be refused after hours.
 4. Of a scheduled run, the data step is asked whether to train again (components/platform/retraining/question.py).
 5. Out come nine texts (one slice for each step, the mark of the tracking store, that question), what a worker asks for on a cluster,
    and the reference to the champion's checkpoint.
@@ -24,8 +25,8 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
+from components.platform import approved, pools
 from components.platform import champion as champions
-from components.platform import pools
 from components.platform.events import EventLog, EventType
 from components.platform.retraining import question as retraining
 from components.platform.settings import Settings
@@ -86,6 +87,7 @@ def run(recipe_json: str, champion: str, budget: str = "", policy: str = "") -> 
         _writable(settings.store)
         open_store(settings).check()
         found, tracking = champions.present(settings, checked.registered_model)
+        approved.refuse_gate(settings, checked.registered_model, checked.promotion, found)
         found.write(Path(champion), settings.store)
         slices = recipe.slices(checked)
         question = retraining.ask(policy, checked, slices, settings).model_dump_json() if policy else ""

@@ -12,6 +12,7 @@ import pytest
 from components.platform import approved, reference, signing
 from components.platform.lineage import licences
 from components.platform.tracking import Tracking
+from components.preflight import step as preflight
 from components.promote import gate
 from components.promote.gate import ALLOWED
 from model import manifest
@@ -20,6 +21,7 @@ from model.errors import ConfigError, RefusedError
 from model.evaluation.decision import gate_digest
 from model.evaluation.results import read_items, read_report, write
 from tests.components.promotions import GATE
+from tests.pipelines import micro
 
 WEAKER = {**GATE, "min_items": 1}
 
@@ -115,6 +117,23 @@ def test_a_weaker_gate_is_refused_until_somebody_approves_it(champion, happened,
     path.write_text(json.dumps({"gates": [line]}))
     assert champion.promote("b", rival="a", gate=WEAKER)["verdict"] == "promote"
     assert champion.aliases()["champion"] == "2"
+
+
+def test_a_gate_that_nobody_approved_is_refused_before_anything_is_trained(champion, happened, monkeypatch, tmp_path):
+    def check(gate):
+        recipe = micro.recipe(registered_model="mini", promotion=gate)
+        return preflight.run(recipe.model_dump_json(), str(tmp_path / "present.json"))
+
+    assert check(GATE).promote
+    with pytest.raises(SystemExit) as stopped:
+        check(WEAKER)
+    letter = happened(types_only=False)[-1]
+    assert (stopped.value.code, "the approved list does not name it" in letter.message) == (77, True)
+    path = tmp_path / "gates.yaml"
+    line = {"digest": gate_digest(Promotion.model_validate(WEAKER)), "by": "Ada", "since": "2026-01-01", "reason": "a smaller set"}
+    path.write_text(json.dumps({"gates": [line]}))
+    monkeypatch.setenv("BIOVLM_APPROVED_GATES", str(path))
+    assert check(WEAKER).promote
 
 
 def test_a_licence_that_forbids_the_purpose_is_refused(registry, happened):

@@ -27,6 +27,7 @@ SURFACE = {
     "train": {"--stage", "--out", "--parent", "--recipe", "-r", "--data", "--set"},
     "evaluate": {"--recipe", "-r", "--data", "--set", "--json"},
     "chat": {"question", "--image", "--model", "--json"},
+    "serve": {"--model", "--host", "--port"},
     "registry list": {"--json"},
     "registry history": {"name", "--json"},
     "registry approve": {"model", "--json"},
