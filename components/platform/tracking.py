@@ -42,6 +42,8 @@ QUIET = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # what it logs as an error it also raises, and a person gets a letter instead of its trace
 }
+LOADERS_NOTE = "registered_model_meta"
+"""MLflow writes the name and number of a version into the folder that it loads; where artifacts are files, into the kept one."""
 RUN_TAG, STEP_TAG, ATTEMPT_TAG, KEY_TAG = "biovlm.run_id", "biovlm.step", "biovlm.attempt", "biovlm.key"
 REUSED_TAG = "biovlm.reused"
 MOST_TRIES = 6
@@ -233,7 +235,7 @@ class Tracking:
             return found.files if found else None
 
     def laid(self, model_id: str, below: Path) -> Laid | None:
-        """Copy what MLflow serves of a LoggedModel to a place below an empty folder; None if it is gone."""
+        """Copy what MLflow serves of a LoggedModel to a place below an empty folder, without MLflow's own note; None if it is gone."""
         from mlflow.artifacts import download_artifacts
         from mlflow.exceptions import MlflowException
 
@@ -241,6 +243,7 @@ class Tracking:
         try:
             place = str(self.client.get_logged_model(model_id).artifact_location)
             folder = Path(download_artifacts(artifact_uri=place, dst_path=str(below), tracking_uri=uri))
+            (folder / LOADERS_NOTE).unlink(missing_ok=True)
             files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
             return Laid(folder, {path.relative_to(folder).as_posix(): sha256_file(path) for path in files})
         except (MlflowException, OSError):

@@ -8,7 +8,7 @@ import pytest
 
 from components.platform.impact import marks
 from components.platform.impact.marks import Notice
-from components.platform.tracking import Tracking
+from components.platform.tracking import LOADERS_NOTE, Tracking
 from components.register import server
 from model.errors import MissingInputError, RefusedError
 
@@ -36,9 +36,13 @@ def empty(folder, name="aside"):
     return folder / name
 
 
-def test_a_version_is_laid_as_its_receipt_names_it(promoted, tmp_path):
+def test_a_version_is_laid_as_its_receipt_names_it_also_after_mlflow_left_its_note(promoted, tmp_path):
+    (kept(promoted) / LOADERS_NOTE).write_text("model_name: mini\nmodel_version: '1'\n")
     found = server.proved(promoted.settings, CHAMPION, empty(tmp_path))
-    assert (found.version.version, (found.folder / "assistant.py").is_file()) == ("1", True)
+    laid = sorted(path.name for path in found.folder.iterdir())
+    assert found.version.version == "1"
+    assert {"MLmodel", "assistant.py"} < set(laid)
+    assert LOADERS_NOTE not in laid
 
 
 HARM = {
@@ -47,7 +51,7 @@ HARM = {
     "a loader": lambda served, store: (served / "MLmodel").write_text((served / "MLmodel").read_text() + "\n"),
     "a lost file": lambda served, store: (served / "requirements.txt").unlink(),
     "weights": lambda served, store: next(store.glob("exports/*/config.json")).write_text("{}"),
-    "report": lambda served, store: next(store.glob("steps/evaluate/*/items.jsonl")).write_text("{}"),
+    "report": lambda served, store: next(store.glob("steps/evaluate/*/report.json")).write_text("{}"),
 }
 
 

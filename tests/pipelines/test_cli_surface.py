@@ -44,6 +44,7 @@ SURFACE = {
         "--base",
         "--licence",
         "--withdraw",
+        "--undo",
         "--reason",
         "--by",
         "--dry-run",
