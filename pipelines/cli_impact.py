@@ -45,7 +45,8 @@ def impact(
         Path | None, typer.Option("--withdraw", help="Withdrawal list: `KIND VALUE` a line; marks what learned.", metavar="FILE")
     ] = None,
     undo: Annotated[
-        str, typer.Option("--undo", help="Take back the withdrawal of the list with this digest, or its beginning.", metavar="LIST")
+        str,
+        typer.Option("--undo", help="Take back the withdrawal of the list with this digest, or its beginning.", metavar="LIST"),
     ] = "",
     reason: Annotated[str, typer.Option("--reason", help="Why; stands in the registry, so no names.", metavar="TEXT")] = "",
     by: Annotated[str, typer.Option("--by", help="Who orders it; this user.", metavar="NAME")] = "",
@@ -73,7 +74,8 @@ def impact(
         )
     settings = Settings.from_environment()
     if undo:
-        return _undo(settings, undo, reason, by, dry_run, json)
+        _undo(settings, undo, reason, by, dry_run, json)
+        return
     if withdraw is None:
         told = ask.ask(settings, items, output.say)
         _tell(told, len(items), json, {})
@@ -92,7 +94,9 @@ def _undo(settings: Settings, beginning: str, reason: str, by: str, dry_run: boo
     from components.platform.ledger import acts
 
     if not reason.strip():
-        raise UsageError("taking back a withdrawal needs a reason", "--reason TEXT, without names of patients: it stands in the registry")
+        raise UsageError(
+            "taking back a withdrawal needs a reason", "--reason TEXT, without names of patients: it stands in the registry"
+        )
     who = acts.person(settings)
     if settings.approvers and not who.proven:
         raise RefusedError("nobody knows who takes the withdrawal back", "set BIOVLM_ACTOR_KEY to the file of your own key")

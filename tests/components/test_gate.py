@@ -130,7 +130,12 @@ def test_a_gate_that_nobody_approved_is_refused_before_anything_is_trained(champ
     letter = happened(types_only=False)[-1]
     assert (stopped.value.code, "the approved list does not name it" in letter.message) == (77, True)
     path = tmp_path / "gates.yaml"
-    line = {"digest": gate_digest(Promotion.model_validate(WEAKER)), "by": "Ada", "since": "2026-01-01", "reason": "a smaller set"}
+    line = {
+        "digest": gate_digest(Promotion.model_validate(WEAKER)),
+        "by": "Ada",
+        "since": "2026-01-01",
+        "reason": "a smaller set",
+    }
     path.write_text(json.dumps({"gates": [line]}))
     monkeypatch.setenv("BIOVLM_APPROVED_GATES", str(path))
     assert check(WEAKER).promote
