@@ -22,6 +22,7 @@ SURFACE = {
     "schedule resume": {"file"},
     "data build": {"--json"},
     "data import": {"name", "--path", "--json"},
+    "data corrections": {"policy", "--json"},
     "data check": {"name", "--revision", "--json"},
     "data list": {"--json"},
     "train": {"--stage", "--out", "--parent", "--recipe", "-r", "--data", "--set"},
