@@ -102,8 +102,16 @@ def test_mlflow_finds_the_model_by_a_data_set_it_learned_from_and_by_one_it_was_
         assert [model.name for model in found] == ["mini"], name
         metrics = {metric.key for metric in found[0].metrics if metric.dataset_name == name}
         assert (tracked.LEARNED in metrics, tracked.ASKED in metrics) == (name == "mini", name == "asked")
+        assert ("closed_accuracy" in metrics) == (name == "asked"), "a figure stands beside the set that it was measured on"
     none = [{"dataset_name": "mini", "dataset_digest": "0" * DIGEST_CHARS}]
     assert not client.search_logged_models([experiment], datasets=none)
+
+
+def test_mlflows_pages_lead_from_the_logged_model_to_its_version_and_say_how_to_prove_it(chain):
+    client = Tracking(chain.settings).client
+    (model,) = client.search_logged_models([Tracking(chain.settings).experiment_id])
+    assert json.loads(model.tags["mlflow.modelVersions"]) == [{"name": "mini", "version": "1"}]
+    assert "biovlm lineage verify" in client.get_model_version("mini", "1").description
 
 
 def test_the_strictest_licence_of_what_was_learned_from_decides(document, version):
