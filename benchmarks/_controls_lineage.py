@@ -17,7 +17,7 @@ CONTROLS: tuple[Mutation, ...] = (
     Mutation(
         "a manifest has one form, to the byte",
         f"{PLATFORM}/proof.py",
-        "if not found and content != said.model_dump_json(indent=1).encode():",
+        "if not found and content != manifest.as_text(said).encode():",
         "if False:",
         LINEAGE + "test_a_manifest_that_says_the_same_in_other_bytes_is_found",
     ),

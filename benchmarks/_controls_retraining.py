@@ -79,9 +79,9 @@ CONTROLS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "one look has a number",
-        "components/platform/retraining/journal.py",
-        "os.link(aside, self._root / name)",
-        "os.replace(aside, self._root / name)",
+        "components/platform/ledger/places.py",
+        "os.link(aside, path)",
+        "os.replace(aside, path)",
         RULES + "of_two_looks_at_once_one_is_written",
     ),
     Mutation(

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from benchmarks._controls_crash import Mutation
 
-PACKED, HEAD, JOINT, FUSED, FEATURES, CACHE = (
-    f"tests/model/architecture/test_{name}.py::test_"
-    for name in ("packed", "head", "joint", "fused", "features", "feature_cache")
+PACKED, HEAD, FUSED, FEATURES, CACHE = (
+    f"tests/model/architecture/test_{name}.py::test_" for name in ("packed", "head", "fused", "features", "feature_cache")
 )
 SAMPLING, PACKING, COLLATE, EXAMPLES = (
     f"tests/model/data/test_{name}.py::test_" for name in ("sampling", "packing", "collate", "examples")

@@ -148,9 +148,9 @@ CONTROLS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "a password in the registry's URL is not told",
-        "components/data/registry_url.py",
+        "components/platform/origin.py",
         'parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()',
-        "self._url",
+        "address",
         "tests/components/data/test_registry_url.py::test_a_registry_that_cannot_be_read_is_a_letter_without_its_password",
     ),
 )

@@ -37,7 +37,7 @@ def measure() -> dict[str, float]:
         for name, (config, size, patch, count) in TOWERS.items():
             root = Path(folder) / name
             images = _images(root, size, count)
-            assistant = _seeing(CLIPVisionConfig(**config, image_size=size, patch_size=patch), size)
+            assistant = _seeing(CLIPVisionConfig(**config, image_size=size, patch_size=patch))
             results |= {f"{name}_{key}": value for key, value in _epochs(assistant, images, root / "cache").items()}
         return results | _together(Path(folder) / "writers")
 
@@ -86,7 +86,7 @@ def _cache(root: Path) -> FeatureCache:
     return FeatureCache(root, 2**34, {}, (576, 1024), torch.float32, reserve_bytes=0)
 
 
-def _seeing(config: CLIPVisionConfig, size: int) -> Assistant:
+def _seeing(config: CLIPVisionConfig) -> Assistant:
     """As much of an assistant as looks at images."""
     from benchmarks.memory import _assistant, _recipe
 

@@ -107,3 +107,13 @@ class DivergedError(BiovlmError):
 
 class InternalError(BiovlmError):
     """A defect of biovlm itself, or of a library in it; worth a bug report."""
+
+
+def kind_of(code: int) -> type[BiovlmError]:
+    """The class that ends a process with `code`; a code that is none of ours is a defect."""
+    return next((kind for kind in BiovlmError.__subclasses__() if kind.exit_code == code), InternalError)
+
+
+def kind_named(name: str) -> type[BiovlmError]:
+    """The class of that name, for a letter that came as text from another process."""
+    return next((kind for kind in BiovlmError.__subclasses__() if kind.__name__ == name), InternalError)

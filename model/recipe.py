@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import difflib
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from model.config import STAGE_NAMES, DataSlice, EvaluateSlice, PromoteSlice, Recipe, RegisterSlice, TrainSlice
+from model.config import STAGE_NAMES, DataSlice, EvaluateSlice, Model, PromoteSlice, Recipe, RegisterSlice, TrainSlice
 from model.errors import ConfigError
 from model.manifest import digest_of
 
@@ -70,11 +70,16 @@ def digest(recipe: Recipe) -> str:
     return digest_of(recipe.model_dump(mode="json"))
 
 
+def registered_bases(model: Model) -> tuple[str, ...]:
+    """Names of the base models that come from the data registry."""
+    sources = (model.tower.source, model.language.source)
+    return tuple(s.removeprefix(REGISTRY_PREFIX) for s in sources if s and s.startswith(REGISTRY_PREFIX))
+
+
 def slices(recipe: Recipe) -> dict[str, dict[str, Any]]:
     """One JSON slice for each step: data, align, instruct, task, evaluate, register, promote."""
     uses = tuple(mix for stage in STAGE_NAMES for mix in getattr(recipe.stages, stage).data)
-    sources = (recipe.model.tower.source, recipe.model.language.source)
-    bases = tuple(s.removeprefix(REGISTRY_PREFIX) for s in sources if s and s.startswith(REGISTRY_PREFIX))
+    bases = registered_bases(recipe.model)
     models: dict[str, BaseModel] = {
         "data": DataSlice(data=recipe.data, uses=uses, evaluated=recipe.evaluation.benchmarks, bases=bases),
         "evaluate": EvaluateSlice(seed=recipe.seed, evaluation=recipe.evaluation, resources=recipe.resources),
@@ -243,3 +248,23 @@ def nearest(word: str, known: Sequence[str]) -> str:
     """`; did you mean ...?` for a misspelt word; empty if nothing known is like it."""
     match = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean `{match[0]}`?" if match else ""
+
+
+def strict_letter(
+    error: ValidationError, path: Path, known: Callable[[tuple[int | str, ...]], Iterable[str]], described: str
+) -> tuple[str, str]:
+    """Message and hint for the first complaint about a strict YAML file.
+
+    Args:
+        error: Pydantic's.
+        path: The file.
+        known: Place of a mapping in it -> the keys that it may have.
+        described: Where its fields are described.
+    """
+    # A misspelt key is also a missing one; the first says more.
+    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+    place = ".".join(str(part) for part in first["loc"] if part != "[key]") or "the file"
+    if first["type"] == "extra_forbidden":
+        keys = sorted(known(first["loc"][:-1]))
+        return f"{path}: unknown key `{place}`{nearest(str(first['loc'][-1]), keys)}", f"keys there: {', '.join(keys)}"
+    return f"{path}: {place}: {first['msg'].removeprefix('Value error, ')}", f"{described} describes every field"

@@ -61,6 +61,12 @@ def on_data(recipe: Recipe, name: str, splits: Mapping[str, Mapping[str, Any]]) 
     ]
 
 
+def named_beside(path: Path, recipe: str) -> str:
+    """The recipe that a file names: a YAML file beside it if there is one, else as it stands."""
+    beside = path.parent / recipe
+    return str(beside) if beside.suffix in recipes.SUFFIXES and beside.is_file() else recipe
+
+
 def must_know(names: Sequence[str], sets: Iterable[str]) -> None:
     """ConfigError, with the nearest name, if one of `names` (`follow_data` of a file) is not among a recipe's data sets."""
     known = list(sets)

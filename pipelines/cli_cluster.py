@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipelines import output
-from pipelines.cli_run import DEFAULT, Changes, Data, Json, RecipeName
+from pipelines.cli_options import DEFAULT, Changes, Data, Json, RecipeName
 
 if TYPE_CHECKING:
     from pipelines.cluster import Server
@@ -113,11 +113,13 @@ def retry(run: RunId, wait: Wait = False, logs: Logs = False, json: Json = False
 
 def reap(json: Json = False) -> None:
     """Delete the Ray jobs of runs that are over."""
+    from functools import partial
+
     from pipelines import cluster
     from pipelines import reap as reaping
 
     server = cluster.connect()
-    gone = reaping.reap(server, reaping.cluster_jobs(server.addresses.jobs_namespace))
+    gone = reaping.reap(reaping.cluster_jobs(server.addresses.jobs_namespace), partial(reaping.state, server))
     rows = [(str(leftover.job["metadata"]["name"]), leftover.why) for leftover in gone]
     if json:
         output.emit_json([{"job": name, "why": why} for name, why in rows])

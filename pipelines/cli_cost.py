@@ -8,6 +8,7 @@ import typer
 
 from model.errors import MissingInputError
 from pipelines import output
+from pipelines.cli_options import Json
 
 if TYPE_CHECKING:
     from components.platform.settings import Settings
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 Subject = Annotated[
     str | None, typer.Argument(help="A run, or models:/NAME@ALIAS; the newest run on this machine.", metavar="RUN|MODEL")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def cost(subject: Subject = None, json: Json = False) -> None:
@@ -58,12 +58,7 @@ def _of_version(settings: Settings, address: str, json: bool) -> None:
     from pipelines import costs
 
     version = versions.find(settings, address)
-    key = version.tags.get(champion.RECEIPT_KEY, "")
-    if not key:
-        raise MissingInputError(
-            f"{address} has no tag {champion.RECEIPT_KEY}: biovlm did not register it", "name another version"
-        )
-    found, unknown = cost.of_version(open_store(settings), key)
+    found, unknown = cost.of_version(open_store(settings), version.tag(champion.RECEIPT_KEY))
     if json:
         output.emit_json(
             {"model": version.name, "version": version.version, "cost": found.model_dump(), "steps_unknown": unknown}

@@ -10,10 +10,8 @@ import typer
 
 from model.errors import MissingInputError, UsageError
 from pipelines import output
+from pipelines.cli_options import SHOWN, Json
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-SHOWN = 12
-"""Hex digits of a digest that a reader sees."""
 SOURCES = ("vqa-rad",)
 
 

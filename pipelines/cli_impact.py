@@ -16,6 +16,7 @@ import typer
 
 from model.errors import MissingInputError, RefusedError, UsageError
 from pipelines import output
+from pipelines.cli_options import SHOWN, Json
 
 if TYPE_CHECKING:
     from components.platform.impact.answer import Answer, Touched
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
     from components.platform.impact.question import Item, Withdrawal
     from components.platform.settings import Settings
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-SHOWN = 12
-"""Hex digits of a digest that a reader sees."""
 MOST_LINES = 20
 """Of a long list, the rest is counted; `--json` has all."""
 

@@ -8,12 +8,12 @@ import typer
 
 from model.errors import UsageError
 from pipelines import output
+from pipelines.cli_options import Json
 
 if TYPE_CHECKING:
     from components.platform.ledger.acts import Done
     from components.platform.ledger.registry import Book
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Address = Annotated[str, typer.Argument(help="models:/NAME/NUMBER or models:/NAME@challenger.", metavar="MODEL")]
 Name = Annotated[str, typer.Argument(help="A registered model.", metavar="NAME")]
 

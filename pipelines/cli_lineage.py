@@ -10,12 +10,10 @@ import typer
 
 from model.errors import RefusedError, UsageError
 from pipelines import output
+from pipelines.cli_options import Address, Json
 
 if TYPE_CHECKING:
     from components.platform.lineage.graph import Document
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Address = Annotated[str, typer.Argument(help="models:/NAME@champion or models:/NAME/NUMBER.", metavar="MODEL")]
 
 
 class Format(StrEnum):

@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipelines import output
-from pipelines.cli_run import DEFAULT, RecipeName
+from pipelines.cli_options import DEFAULT, Json, RecipeName
 
 if TYPE_CHECKING:
     from pipelines.doctor import Finding
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def doctor(

@@ -12,7 +12,7 @@ import typer
 
 from model.errors import BiovlmError, ExitCode, MissingInputError, UsageError
 from pipelines import output
-from pipelines.cli_run import DEFAULT, Changes, Data, Json, RecipeName
+from pipelines.cli_options import DEFAULT, Changes, Data, Json, RecipeName
 
 if TYPE_CHECKING:
     from components.platform.settings import Settings

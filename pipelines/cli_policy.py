@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from model.errors import BiovlmError, UsageError
 from pipelines import output
+from pipelines.cli_options import DEFAULT
 
 if TYPE_CHECKING:
     from pipelines.retraining import Look
@@ -23,8 +24,6 @@ MARKS = {"for": "+", "against": "-", "note": " "}
 
 def alone(recipe: str, data: str | None, changes: Sequence[str] | None, if_changed: bool = True) -> None:
     """UsageError if a policy is given with what it says itself, or without `--if-changed`."""
-    from pipelines.cli_run import DEFAULT
-
     if recipe != DEFAULT or data is not None or changes:
         raise UsageError("a policy names recipe, data and changes itself", "give --policy alone, or edit the policy")
     if not if_changed:

@@ -7,14 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipelines import output
+from pipelines.cli_options import SHOWN, Json
 
 if TYPE_CHECKING:
     from components.platform.ledger.entry import Entry
     from components.platform.versions import Version
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-SHOWN = 12
-"""Hex digits of a digest that a reader sees."""
 
 
 def list_models(json: Json = False) -> None:

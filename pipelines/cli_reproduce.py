@@ -10,8 +10,7 @@ import typer
 
 from model.errors import UsageError
 from pipelines import output
-from pipelines.cli_lineage import Address
-from pipelines.cli_run import SHOWN, Json
+from pipelines.cli_options import SHOWN, Address, Json
 
 if TYPE_CHECKING:
     from pipelines.reproduce import Compared

@@ -10,28 +10,20 @@ import typer
 
 from model.errors import UsageError
 from pipelines import output
+from pipelines.cli_options import DEFAULT, SHOWN, Changes, Data, Json, RecipeName
 
 if TYPE_CHECKING:
     from model.config import Recipe
     from pipelines.summary import RunResult
 
-RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="Name of a recipe, or path of a YAML file.", metavar="RECIPE")]
-Changes = Annotated[
-    list[str] | None, typer.Option("--set", help="Change a field: stages.task.epochs=2; may be repeated.", metavar="A.B=VALUE")
-]
-Data = Annotated[str | None, typer.Option("--data", help="Task stage and evaluation on this data set.", metavar="NAME")]
 RunnerName = Annotated[
     str, typer.Option("--runner", help="What a step is: subprocess, or docker (after `make images`).", metavar="RUNNER")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 IfChanged = Annotated[bool, typer.Option("--if-changed", help="Run only if a training stage would; else say `unchanged`.")]
 PolicyFile = Annotated[
     Path | None, typer.Option("--policy", help="A retraining policy: names the recipe, and decides.", metavar="FILE")
 ]
-DEFAULT = "tiny"
 RUNNERS = ("subprocess", "docker")
-SHOWN = 12
-"""Hex digits of a digest that a reader sees."""
 
 
 def run(

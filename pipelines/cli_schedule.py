@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from pipelines import output
+from pipelines.cli_options import Json
 
 Schedules = Annotated[Path, typer.Argument(help="A YAML file of schedules, or a retraining policy.", metavar="FILE")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 SPEC = 12
 """Hex digits of a digest that a reader sees."""
 

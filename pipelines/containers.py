@@ -18,7 +18,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.data.registry import Registry
@@ -127,8 +127,7 @@ def bring_home(settings: Settings, result: RunResult) -> None:
         uri = store.uri(Path(folder))
         with contextlib.suppress(BiovlmError):  # of a run that failed there is what there is
             store.fetch(uri)
-            kind, key = PurePosixPath(uri).parts[-2:]
-            if record := store.record(kind, key):
+            if record := store.record_of(uri):
                 store.write_record(record)
 
 

@@ -11,8 +11,11 @@ KWH = 3.6e6
 
 
 def words(cost: Cost) -> str:
-    """`3 min 05 s, 1 min waiting, 0.42 GPU h, 0.08 kWh (rapl), 1.2 GiB moved`; what is nothing or not known is left out."""
-    parts = [duration(cost.wall_seconds)]
+    """`3 min 05 s of steps, 12 s of it waiting, 0.42 GPU h, 0.08 kWh (rapl, whole machine), 1.2 MiB moved`.
+
+    What is nothing or not known is left out.
+    """
+    parts = [f"{duration(cost.wall_seconds)} of steps"]
     if cost.queue_seconds >= 1:
         parts.append(f"{duration(cost.queue_seconds)} of it waiting")
     if cost.gpu_seconds:

@@ -168,9 +168,7 @@ def _cost(ground: Ground) -> Iterator[Finding]:
     if not ground.recipe.resources.gpus_per_worker:
         yield _ok("cost", "no GPU is asked for")
         return
-    _, pool = pools.choose(pools.load(ground.settings.pools), ground.recipe.resources.pool)
-    peak = estimate.PEAK_TFLOPS.get(pool.ray_accelerator, estimate.UNKNOWN_TFLOPS)
-    found = estimate.of(ground.recipe, peak, ground.settings)
+    found = estimate.of(ground.recipe, ground.settings)
     if found is None:
         hint = "run it where the data registry and the base models are, or trust the deadline"
         yield Finding(name="cost", level=Level.WARN, found="cannot be told here", hint=hint)

@@ -93,7 +93,7 @@ def refuse(recipe: Recipe, budget: float | None, settings: Settings) -> None:
         pools.check(name, pool, recipe.resources)
     if not recipe.resources.gpus_per_worker:
         return
-    found = of(recipe, PEAK_TFLOPS.get(pool.ray_accelerator, UNKNOWN_TFLOPS), settings)
+    found = of(recipe, settings)
     if found is None:
         output.say("note: the cost is not known: the data registry or a base model's config is not on this machine")
         return
@@ -102,8 +102,10 @@ def refuse(recipe: Recipe, budget: float | None, settings: Settings) -> None:
         raise error
 
 
-def of(recipe: Recipe, tflops: float, settings: Settings) -> Estimate | None:
-    """The estimate with what this machine knows, on GPUs of that peak; None if that is too little."""
+def of(recipe: Recipe, settings: Settings) -> Estimate | None:
+    """The estimate with what this machine knows, on GPUs of the recipe's pool; None if that is too little. ConfigError: no such pool."""
+    _, pool = pools.choose(pools.load(settings.pools), recipe.resources.pool)
+    tflops = PEAK_TFLOPS.get(pool.ray_accelerator, UNKNOWN_TFLOPS)
     try:
         records = counts(recipe, Registry(settings.home))
         configs = [config_of(source, None, settings.store) for source in (recipe.model.language, recipe.model.tower)]

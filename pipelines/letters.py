@@ -12,7 +12,7 @@ import re
 from typing import Any
 
 from components.platform.settings import Settings
-from model.errors import BiovlmError, ExitCode, InternalError
+from model.errors import BiovlmError, ExitCode, kind_of
 from pipelines.cluster import Server
 from pipelines.runs import RunView
 
@@ -57,8 +57,6 @@ def from_log(step: str, text: str) -> BiovlmError | None:
 
 def made(step: str, code: Any, message: str, hint: str) -> BiovlmError:
     """A letter with that exit code; a code that is none of ours is a defect."""
-    kinds = {int(kind.exit_code): kind for kind in BiovlmError.__subclasses__()}
     number = int(code) if str(code).isdigit() else int(ExitCode.INTERNAL)
-    kind = kinds.get(number, InternalError)
     said = message or f"ended with {number} and without a word; a pod that is killed for its memory ends with 137"
-    return kind(f"{step}: {said}", hint)
+    return kind_of(number)(f"{step}: {said}", hint)

@@ -33,7 +33,7 @@ from components.platform.settings import CHECKOUT, Settings
 from components.platform.step import STOP_FILE
 from model import recipe as recipes
 from model.config import Recipe
-from model.errors import BiovlmError, CannotWriteError, ExitCode, InternalError, PreemptedError
+from model.errors import BiovlmError, CannotWriteError, ExitCode, InternalError, PreemptedError, kind_of
 from model.manifest import cannot_write
 from pipelines import forecast
 from pipelines import plan as plans
@@ -231,9 +231,7 @@ def _letter(settings: Settings) -> BiovlmError:
     """What the failed step said; if it could say nothing, that."""
     for event in reversed(Follower(settings.events).new()):
         if event.type is EventType.FAILED and event.exit_code:
-            kinds = {kind.exit_code: kind for kind in BiovlmError.__subclasses__()}
-            kind = kinds.get(ExitCode(event.exit_code), InternalError)
-            return kind(f"{event.step}: {event.message}", event.hint)
+            return kind_of(event.exit_code)(f"{event.step}: {event.message}", event.hint)
     names = ", ".join(event.step for event in _unfinished(settings)) or "the pipeline"
     if shutil.disk_usage(settings.home).free < FULL_BYTES:
         return cannot_write(settings.home, OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} ({names} could not even say so)"))

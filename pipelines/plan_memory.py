@@ -1,6 +1,6 @@
 """What a plan says about the memory of a training stage.
 
-1. `configs` finds the `config.json` of both base models: inline in the recipe, in a folder, or in the store, where the data step
+1. `config_of` finds the `config.json` of both base models: inline in the recipe, in a folder, or in the store, where the data step
    brought it. Where one is not there yet, the stage decides when it starts.
 2. `explain` asks `model.training.memory`, which the stage itself asks, and says what came out.
 

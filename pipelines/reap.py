@@ -1,7 +1,7 @@
 """End the Ray jobs of runs that are over: stopping a run does not reach what its steps started.
 
 1. `stop` deletes the jobs of one run, after KFP was told to terminate it.
-2. `reap` asks KFP for the state of each run that has a job, and deletes the jobs of those that are over. Which ones is decided by
+2. `reap` asks for the `state` of each run that has a job, and deletes the jobs of those that are over. Which ones is decided by
    `components.platform.kuberay.reaper`, which does not touch anything.
 
 Only ids of KFP's own form are asked about: the jobs of a run that was started elsewhere are nobody's leftovers here. A server that does not
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import datetime
 import uuid
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from components.platform.kuberay.reaper import Leftover, RunState, leftovers, run_of
@@ -45,11 +46,16 @@ def stop(jobs: Jobs, run_id: str) -> list[str]:
     return _delete(jobs, mine)
 
 
-def reap(server: Server, jobs: Jobs, now: datetime.datetime | None = None) -> list[Leftover]:
-    """Delete the Ray jobs whose run is over; what was deleted, and why."""
+def reap(jobs: Jobs, state_of: Callable[[str], RunState]) -> list[Leftover]:
+    """Delete the Ray jobs whose run is over; what was deleted, and why.
+
+    Args:
+        jobs: Of the cluster.
+        state_of: What is known of a run, such as `state` of a server.
+    """
     ours = [job for job in jobs.jobs(OURS) if _is_kfps(run_of(job))]
-    states = {run: state(server, run) for run in {run_of(job) for job in ours}}
-    found = leftovers(ours, states, now or datetime.datetime.now(datetime.UTC))
+    states = {run: state_of(run) for run in {run_of(job) for job in ours}}
+    found = leftovers(ours, states, datetime.datetime.now(datetime.UTC))
     _delete(jobs, [leftover.job for leftover in found])
     return found
 

@@ -34,7 +34,7 @@ from components.platform.step import versions as libraries_here
 from components.platform.store import StepRecord, Store, open_store
 from model import manifest
 from model.config import STAGE_NAMES
-from model.errors import BiovlmError, InternalError, MissingInputError, RefusedError
+from model.errors import BiovlmError, MissingInputError, RefusedError, kind_of
 
 COMPARED = ("data", *STAGE_NAMES, "evaluate")
 """Steps whose artifacts are compared."""
@@ -122,9 +122,7 @@ class Compared:
 def gather(settings: Settings, address: str) -> Original:
     """What the version at `address` was made of. Errors as `versions.find`; MissingInputError: its records are gone."""
     version, store = versions.find(settings, address), open_store(settings)
-    if champion.RECEIPT_KEY not in version.tags:
-        version.receipt(settings)  # says that biovlm did not register it
-    found = ancestry.records(store, version.tags[champion.RECEIPT_KEY])
+    found = ancestry.records(store, version.tag(champion.RECEIPT_KEY))
     missing = [step for step in ancestry.MADE_BY if step not in found]
     if missing:
         raise MissingInputError(
@@ -264,9 +262,7 @@ def run(rebuilt: Rebuilt) -> dict[str, Any]:
         found = dict(json.loads(done.stdout))
         if {step["name"] for step in found["steps"] if step["folder"]} >= set(COMPARED):
             return found  # how it would be promoted here is no part of the version
-    kinds = {int(kind.exit_code): kind for kind in BiovlmError.__subclasses__()}
-    kind = kinds.get(done.returncode, InternalError)
-    raise kind(
+    raise kind_of(done.returncode)(
         f"the run that was to make it again ended with {done.returncode}",
         f"its letter stands above; {rebuilt.folder} is kept",
     )

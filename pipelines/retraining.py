@@ -25,18 +25,17 @@ from components.data import corrections, newest
 from components.data.corrections import Taken
 from components.data.registry import Registry
 from components.data.registry_url import open_registry
-from components.platform import pools
 from components.platform.retraining import basis, feedback
-from components.platform.retraining.decision import CodeState, Decision, Entry, Facts, Verdict, decide
+from components.platform.retraining.decision import Decision, Entry, Facts, Verdict, decide
 from components.platform.retraining.feedback import Feedback
-from components.platform.retraining.journal import Journal
+from components.platform.retraining.journal import Journal, entry_of
 from components.platform.retraining.policy import Policy, known_keys
 from components.platform.settings import Settings
 from model import recipe as recipes
 from model.config import DataSlice, Recipe
 from model.errors import ConfigError, MissingInputError, UsageError
 from pipelines import cron, estimate
-from pipelines.choice import RECIPES, must_know
+from pipelines.choice import RECIPES, must_know, named_beside
 
 
 @dataclass(frozen=True)
@@ -70,17 +69,7 @@ class Look:
 
     def entry(self, run_id: str = "") -> Entry:
         """As the history keeps it."""
-        runs, cost = self.decision.verdict is Verdict.RUN, self.facts.gpu_hours or 0.0
-        return Entry(
-            number=len(self.history) + 1,
-            time=self.moment,
-            verdict=self.decision.verdict,
-            made=self.facts.now.digest,
-            gpu_hours=cost if runs and not self.decision.goes_on else 0.0,
-            feedback=self.facts.feedback if runs and self.takes else self.facts.counted,
-            run_id=run_id,
-            reasons=self.decision.reasons,
-        )
+        return entry_of(self.decision, self.facts, self.history, self.moment, run_id, takes=self.takes is not None)
 
 
 def read(path: Path) -> Plan:
@@ -96,12 +85,12 @@ def read(path: Path) -> Plan:
     try:
         policy = Policy.model_validate(recipes.read_yaml(path, "a policy"))
     except ValidationError as error:
-        raise ConfigError(*_letter(error, path)) from None
+        described = "components/platform/retraining/policy.py"
+        raise ConfigError(*recipes.strict_letter(error, path, known_keys, described)) from None
     try:
         cron.zone_of(policy.when.time_zone)
         cron.six_fields(policy.when.cron)
-        beside = path.parent / policy.recipe
-        name = str(beside) if beside.suffix in recipes.SUFFIXES and beside.is_file() else policy.recipe
+        name = named_beside(path, policy.recipe)
         base = recipes.load(name, RECIPES, policy.set)
         must_know(policy.follow_data, base.data.sets)
         return Plan(policy, recipes.load(name, RECIPES, policy.changes), path.parent)
@@ -109,25 +98,13 @@ def read(path: Path) -> Plan:
         raise ConfigError(f"{path}: {error.message}", error.hint) from None
 
 
-def _letter(error: ValidationError, path: Path) -> tuple[str, str]:
-    # A misspelt key is also a missing one; the first says more.
-    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
-    place = ".".join(str(part) for part in first["loc"]) or "the policy"
-    if first["type"] == "extra_forbidden":
-        known = known_keys(first["loc"][:-1])
-        return f"{path}: unknown key `{place}`{recipes.nearest(str(first['loc'][-1]), known)}", f"keys there: {', '.join(known)}"
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{path}: {place}: {message}", "components/platform/retraining/policy.py describes every field"
-
-
-def look(plan: Plan, settings: Settings, moment: datetime.datetime, code: CodeState | None = None) -> Look:
+def look(plan: Plan, settings: Settings, moment: datetime.datetime) -> Look:
     """What the policy says at this moment.
 
     Args:
         plan: The policy and its recipe.
         settings: Where registry, store and history are.
         moment: The clock, with its zone.
-        code: Where the code comes from; found out unless given.
 
     Raises:
         MissingInputError: A registry does not answer, or has not got what the recipe names. RefusedError, DataError: as `feedback.read`.
@@ -138,7 +115,7 @@ def look(plan: Plan, settings: Settings, moment: datetime.datetime, code: CodeSt
     found = feedback.read(path, counted) if path else counted
     takes = path if wanted and found.lines - counted.lines >= wanted.at_least else None
     plan = _with_corrections(plan, open_registry(settings), takes is not None)
-    facts = _facts(plan, settings, takes is not None, code).model_copy(update={"feedback": found, "counted": counted})
+    facts = _facts(plan, settings, takes is not None).model_copy(update={"feedback": found, "counted": counted})
     when = plan.policy.when
     last = cron.latest(when.cron, when.time_zone, moment)
     decision = decide(plan.policy, facts, moment, history, last)
@@ -181,7 +158,7 @@ def take(found: Look, settings: Settings) -> Taken | None:
     return corrections.take(feedback.corrections(found.takes), wanted.set, asked, open_registry(settings), settings)
 
 
-def _facts(plan: Plan, settings: Settings, takes: bool, code: CodeState | None) -> Facts:
+def _facts(plan: Plan, settings: Settings, takes: bool) -> Facts:
     policy, registry, slices = plan.policy, open_registry(settings), recipes.slices(plan.recipe)
     wanted = DataSlice.model_validate(slices["data"])
     to_come = {policy.because.feedback.set} if policy.because.feedback and takes else set()
@@ -192,7 +169,7 @@ def _facts(plan: Plan, settings: Settings, takes: bool, code: CodeState | None) 
     return Facts(
         now=now,
         basis=before,
-        code=code or basis.code_state(policy.because.release_tags),
+        code=basis.code_state(policy.because.release_tags),
         shifts=shifts,
         gpu_hours=cost(plan.recipe, settings),
     )
@@ -202,8 +179,7 @@ def cost(recipe: Recipe, settings: Settings) -> float | None:
     """GPU hours that a run from the beginning is thought to take; None where that is not known."""
     if not recipe.resources.gpus_per_worker:
         return 0.0
-    _, pool = pools.choose(pools.load(settings.pools), recipe.resources.pool)
-    found = estimate.of(recipe, estimate.PEAK_TFLOPS.get(pool.ray_accelerator, estimate.UNKNOWN_TFLOPS), settings)
+    found = estimate.of(recipe, settings)
     return None if found is None else found.total
 
 

@@ -12,7 +12,6 @@ equally old ones the one with the smallest id. What another file's version made 
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from model import recipe as recipes
 from model.config.choices import Name, Strict
 from model.errors import ConfigError, MissingInputError
 from model.manifest import canonical_json, digest_of
-from pipelines import cron, retraining
+from pipelines import choice, cron, retraining
 from pipelines.choice import RECIPES, must_know
 from pipelines.retraining import Plan
 from pipelines.submit import arguments
@@ -138,7 +137,7 @@ def read(path: Path, time_zone: str) -> list[Wanted]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not YAML: {str(error).splitlines()[0]}", "mend the file") from None
     except ValidationError as error:
-        raise ConfigError(*_letter(error, path)) from None
+        raise ConfigError(*recipes.strict_letter(error, path, _known, "pipelines/schedules.py")) from None
     twice = sorted({entry.name for entry in entries if [other.name for other in entries].count(entry.name) > 1})
     if twice:
         raise ConfigError(f"{path}: schedules of the same name: {', '.join(twice)}", "give each its own name")
@@ -183,8 +182,7 @@ def _same_zone(wanted: str, time_zone: str) -> None:
 def _wanted(entry: Entry, path: Path, time_zone: str) -> Wanted:
     try:
         _same_zone(entry.time_zone, time_zone)
-        beside = path.parent / entry.recipe
-        name = str(beside) if beside.suffix in recipes.SUFFIXES and beside.is_file() else entry.recipe
+        name = choice.named_beside(path, entry.recipe)
         base = recipes.load(name, RECIPES, entry.set)
         must_know(entry.follow_data, base.data.sets)
         follow = [f"data.sets.{data}.revision={HEAD}" for data in entry.follow_data]
@@ -194,16 +192,8 @@ def _wanted(entry: Entry, path: Path, time_zone: str) -> Wanted:
         raise ConfigError(f"{path}: schedule {entry.name}: {error.message}", error.hint) from None
 
 
-def _letter(error: ValidationError, path: Path) -> tuple[str, str]:
-    # A misspelt key is also a missing one; the first says more.
-    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
-    place = ".".join(str(part) for part in first["loc"]) or "the file"
-    if first["type"] == "extra_forbidden":
-        known = sorted((Entry if len(first["loc"]) > 1 else File).model_fields)
-        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
-        meant = f"; did you mean `{near[0]}`?" if near else ""
-        return f"{path}: unknown key `{place}`{meant}", f"keys there: {', '.join(known)}"
-    return f"{path}: {place}: {first['msg'].removeprefix('Value error, ')}", "pipelines/schedules.py describes every field"
+def _known(location: tuple[int | str, ...]) -> list[str]:
+    return list((Entry if location else File).model_fields)
 
 
 def found(recurring: Iterable[Any]) -> list[Found]:

@@ -21,7 +21,6 @@ from pathlib import Path
 
 from infra.bootstrap import REQUIREMENTS, StopError, read_requirements
 
-PEERS = ("swift", "llamafactory", "trl")
 PINS = Path(__file__).parent / "requirements"
 OFFLINE = {
     "HF_HUB_OFFLINE": "1",

@@ -33,7 +33,6 @@ from model.training.base_language import make_tokenizer
 
 SEED = 7
 IMAGE_SIZE, PATCH_SIZE = 336, 14
-IMAGE_TOKENS = (IMAGE_SIZE // PATCH_SIZE) ** 2
 TOWER = {"hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 3}
 CONTEXT = 8192
 

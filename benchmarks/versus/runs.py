@@ -14,7 +14,6 @@ from benchmarks.versus.adapters.job import Job
 from benchmarks.versus.environments import OFFLINE, python_of
 
 ROOT = Path(__file__).resolve().parents[2]
-LIMIT_SECONDS = 3600
 
 
 class RunError(Exception):

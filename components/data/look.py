@@ -16,7 +16,7 @@ from components.data import newest
 from components.data.registry_url import open_registry
 from components.platform.events import EventLog, EventType
 from components.platform.retraining.decision import Entry, Verdict, decide
-from components.platform.retraining.journal import Journal
+from components.platform.retraining.journal import Journal, entry_of
 from components.platform.retraining.question import Question
 from components.platform.settings import Settings
 from model.config import DataSlice
@@ -53,16 +53,6 @@ def answer(asked: Question, wanted: DataSlice, settings: Settings, now: datetime
     shifts = newest.shifts(wanted, registry, settings, before.revisions, drift.of) if drift and before else ()
     facts = facts.model_copy(update={"now": facts.now.model_copy(update={"data": data, "bases": bases}), "shifts": shifts})
     decision = decide(asked.policy, facts, now, asked.history, None)
-    runs = decision.verdict is Verdict.RUN
-    entry = Entry(
-        number=len(asked.history) + 1,
-        time=now,
-        verdict=decision.verdict,
-        made=facts.now.digest,
-        gpu_hours=(facts.gpu_hours or 0.0) if runs and not decision.goes_on else 0.0,
-        feedback=facts.counted,
-        run_id=settings.run_id,
-        reasons=decision.reasons,
-    )
+    entry = entry_of(decision, facts, asked.history, now, settings.run_id)
     Journal(settings, asked.policy.name).append(entry)
     return entry

@@ -22,7 +22,6 @@ changed `sets/NAME.json`, so importing another set does not change it.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import fcntl
 import os
 import re
@@ -42,6 +41,7 @@ from components.data.registry_git import Git
 from components.platform.settings import CHECKOUT
 from model import manifest
 from model.errors import DataError, MissingInputError, RefusedError, UsageError
+from model.recipe import nearest
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 IGNORED = "/data/.*/\n"
@@ -234,10 +234,8 @@ class Registry:
         if found is not None:
             return found
         known = self._names(commit)
-        near = difflib.get_close_matches(name, known, n=1)
-        guess = f"; did you mean `{near[0]}`?" if near else ""
         raise MissingInputError(
-            f"the data registry has no data set {name!r} at {commit[:12]}{guess}",
+            f"the data registry has no data set {name!r} at {commit[:12]}{nearest(name, known)}",
             f"it has {', '.join(known) or 'none'}; {IMPORT_HINT}",
         )
 

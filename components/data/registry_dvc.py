@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from model import manifest
-from model.errors import BiovlmError, CannotWriteError, ExitCode, InternalError, MissingInputError
+from model.errors import BiovlmError, CannotWriteError, InternalError, MissingInputError, kind_of
 
 Progress = Callable[[str], None]
 
@@ -187,10 +187,4 @@ def _letter(command: str, root: Path, lines: list[str], ended: int) -> BiovlmErr
     )
     said = [line for line in lines if line and not line.startswith(("ERROR", "hint: ")) and not NOISE.match(line)]
     message = f"building {failed['stage']} failed: {said[-1] if said else 'no message'}"
-    return _of_code(code)(message, hint)
-
-
-def _of_code(code: int) -> type[BiovlmError]:
-    """The class of error that ends a process with `code`."""
-    known = {kind.exit_code: kind for kind in BiovlmError.__subclasses__()}
-    return known.get(ExitCode(code), InternalError) if code in set(ExitCode) else InternalError
+    return kind_of(code)(message, hint)

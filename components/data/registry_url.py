@@ -10,16 +10,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from components.data.registry import Registry
 from components.data.registry_dvc import Progress
+from components.platform.locks import held
+from components.platform.origin import without_login
 from components.platform.settings import Settings
-from model import manifest
 from model.errors import InternalError, MissingInputError, UsageError
 
 
@@ -66,28 +65,17 @@ class FollowedRegistry(Registry):
 
     def _follow(self) -> None:
         """Clone it, or bring the newest commits. MissingInputError: its server does not give it."""
-        try:
-            self.root.parent.mkdir(parents=True, exist_ok=True)
-            lock = self.root.with_suffix(".lock").open("ab")
-        except OSError as error:
-            raise manifest.cannot_write(self.root, error) from error
-        with lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with held(self.root.with_suffix(".lock")):
             try:
                 self.git.follow(self._url)
             except InternalError:  # Git's words may quote the URL, and that a password
                 raise MissingInputError(
-                    f"the data registry at {self._shown()} cannot be read",
+                    f"the data registry at {without_login(self._url)} cannot be read",
                     "check BIOVLM_DATA, the network and the credentials that `git ls-remote` would need",
                 ) from None
 
-    def _shown(self) -> str:
-        """The URL without user and password."""
-        parts = urlsplit(self._url)
-        return self._url if "@" not in parts.netloc else parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-
     def _refusal(self) -> UsageError:
         return UsageError(
-            f"the data registry at {self._shown()} is only read from here",
+            f"the data registry at {without_login(self._url)} is only read from here",
             "build or import where it is written, push its commits, and run again; or unset BIOVLM_DATA",
         )

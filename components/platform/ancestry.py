@@ -9,7 +9,6 @@ What no step's result depends on is in no record: description, how it was promot
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import PurePosixPath
 from typing import Any
 
 from components.platform.store import StepRecord, Store
@@ -29,7 +28,7 @@ def records(store: Store, receipt_key: str) -> dict[str, StepRecord]:
         # The champion is evaluated by the same step under another name; behind a receipt stands the candidate's report alone.
         found.setdefault("evaluate" if one.kind == "evaluate" else one.name, one)
         for source in one.inputs.values():
-            before = store.record(*PurePosixPath(source.uri).parts[-2:])
+            before = store.record_of(source.uri)
             if before is not None and before not in found.values():
                 waiting.append(before)
     return found

@@ -23,10 +23,9 @@ from components.platform.settings import Settings
 from components.platform.tracking import Tracking
 from model.errors import MissingInputError
 
-ALIAS = CHAMPION
 CHECKPOINT_DIGEST, CHECKPOINT_PATH = "biovlm.checkpoint", "biovlm.checkpoint_path"
 MIRROR_SECONDS = 60.0
-RECEIPT_KEY, AGAINST = "biovlm.receipt_key", "biovlm.against"
+RECEIPT_KEY, EXPORT, AGAINST = "biovlm.receipt_key", "biovlm.export", "biovlm.against"
 
 
 def present(settings: Settings, registered_model: str) -> tuple[Reference, str]:
@@ -96,7 +95,7 @@ def _reigning(settings: Settings, registered_model: str) -> Reference:
     found = registry.standing(settings, registered_model)
     if found is None or not found.state.champion:
         return Reference(kind=NONE)
-    return as_reference(settings, version_of(settings, registered_model, ALIAS), found.since)
+    return as_reference(settings, version_of(settings, registered_model, CHAMPION), found.since)
 
 
 def _mark(settings: Settings) -> str | None:

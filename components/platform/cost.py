@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -131,20 +130,18 @@ def of_version(store: Store, key: str) -> tuple[Cost, int]:
         store: Where the records are.
         key: Of the register step.
     """
-    todo, seen = [("register", key)], set()
+    todo, seen = [f"steps/register/{key}"], set()
     costs: list[Cost] = []
     unknown = 0
     while todo:
-        step = todo.pop()
-        if step in seen:
+        uri = todo.pop()
+        if uri in seen:
             continue
-        seen.add(step)
-        record = store.record(*step)
+        seen.add(uri)
+        record = store.record_of(uri)
         if record is None or record.cost is None:
             unknown += 1
         else:
             costs.append(record.cost)
-        for source in record.inputs.values() if record else ():
-            kind, name = PurePosixPath(source.uri).parts[-2:]
-            todo.append((kind, name))
+        todo += [source.uri for source in record.inputs.values()] if record else []
     return total(costs), unknown

@@ -87,16 +87,7 @@ class EventLog:
 
     def append(self, event: Event) -> None:
         """Append an event as it is; it may have been written elsewhere. Errors as `write`."""
-        line = event.model_dump_json(exclude_defaults=True).encode() + b"\n"
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-            try:
-                os.write(descriptor, line)
-            finally:
-                os.close(descriptor)
-        except OSError as error:
-            raise cannot_write(self.path, error) from error
+        append_line(self.path, event.model_dump_json(exclude_defaults=True))
 
 
 class Follower:
@@ -116,6 +107,19 @@ class Follower:
         whole = content[: content.rfind(b"\n") + 1]
         self.offset += len(whole)
         return parse(whole)
+
+
+def append_line(path: Path, text: str) -> None:
+    """Append a line by one `write`, so that it does not mix with those of other processes. CannotWriteError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(descriptor, f"{text}\n".encode())
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def read(path: Path) -> list[Event]:

@@ -1,6 +1,6 @@
 """What a back end is given: one piece of heavy work for a Ray cluster, the same for all of them.
 
-1. A step makes a `HeavyWork` and hands it to its launcher (components/platform/launch.py).
+1. A step makes a `HeavyWork` and hands it to its launcher (components/platform/launcher.py).
 2. A back end that runs it elsewhere starts `ENTRYPOINT` with the address of its spec, a JSON file in the store.
 3. The entrypoint publishes what it made and writes the result last. A launcher trusts the result and the job's status, never logs.
 """
@@ -35,8 +35,6 @@ class HeavyWork:
     """What the entrypoint writes last: exit code, letter if there is one, digest of what was made."""
     resources: Resources
     """Number and size of the workers, and the pool that they are taken from."""
-    estimate_hours: float | None = None
-    """How long it is thought to take; refused where the deadline is shorter."""
     evaluates: bool = False
     """Evaluation, which may take slices of a GPU (MIG)."""
 

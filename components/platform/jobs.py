@@ -18,18 +18,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import partial
 from typing import Any, TypeVar
 
 from components.platform.heavy import ENTRYPOINT, HeavyWork, Result
 from components.platform.jobs_client import JobsClient
-from model.errors import NEVER_RETRIED, BiovlmError, ConfigError, ExitCode, InternalError, PreemptedError
+from model.errors import NEVER_RETRIED, BiovlmError, ConfigError, ExitCode, InternalError, PreemptedError, kind_of
 
 POLL_SECONDS = 2.0
 LOST_SECONDS = 300.0
 WORKS = frozenset({"PENDING", "RUNNING"})
 OVER = frozenset({"STOPPED", "SUCCEEDED", "FAILED"})
-RUN = "biovlm_run"
 REFUSES = re.compile(r"status code 40[13]\b")
 T = TypeVar("T")
 
@@ -81,9 +79,7 @@ def letter(look: Look, job: str) -> BiovlmError:
     """What a job that is not done ended with: its result, else its status."""
     said = look.result
     if said is not None and (not look.ours or said.job != look.before):
-        known = {kind.exit_code: kind for kind in BiovlmError.__subclasses__()}
-        kind = known.get(ExitCode(said.exit_code), InternalError) if said.exit_code in set(ExitCode) else InternalError
-        return kind(said.message or f"the job {job} failed", said.hint)
+        return kind_of(said.exit_code)(said.message or f"the job {job} failed", said.hint)
     if look.status == "STOPPED":
         return PreemptedError(f"the job {job} was stopped", "the same step goes on from the last checkpoint")
     if not look.status:
@@ -136,19 +132,8 @@ class JobsCluster:
             self._submit(work, job)
             ours = True
 
-    def stop(self, run_id: str) -> list[str]:
-        """Stop all jobs of a run without saving; returns their ids."""
-        mine = [
-            found.submission_id
-            for found in self._asked(lambda client: client.list_jobs())
-            if (found.metadata or {}).get(RUN) == run_id and str(found.status) in WORKS
-        ]
-        for job in mine:
-            self._asked(partial(_stop, job))
-        return mine
-
     def _submit(self, work: HeavyWork, job: str) -> None:
-        metadata = {"biovlm_key": work.key, RUN: work.run_id, "biovlm_recipe": work.recipe, "biovlm_step": work.step}
+        metadata = {"biovlm_key": work.key, "biovlm_run": work.run_id, "biovlm_recipe": work.recipe, "biovlm_step": work.step}
         command = shlex.join((*ENTRYPOINT, work.spec_uri))
 
         def submit(client: Any) -> None:
@@ -197,7 +182,3 @@ class JobsCluster:
         if self._made is None:
             self._made = JobsClient(self._address)
         return self._made
-
-
-def _stop(job: str, client: Any) -> None:
-    client.stop_job(job)

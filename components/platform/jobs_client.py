@@ -1,4 +1,4 @@
-"""A client of a Ray cluster's Jobs API: five requests over HTTP, with the token.
+"""A client of a Ray cluster's Jobs API: three requests over HTTP, with the token.
 
 Ray's own client is part of Ray, which weighs more than everything else in the launcher image and has to be of the cluster's version.
 This one speaks the published REST API (https://docs.ray.io/en/latest/cluster/running-applications/job-submission/rest.html), names its
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,25 +23,15 @@ class AuthenticationError(Exception):
     """The cluster refuses the token, or wants one."""
 
 
-@dataclass(frozen=True)
-class Job:
-    """What the cluster knows of a job."""
-
-    submission_id: str
-    status: str
-    metadata: dict[str, str] = field(default_factory=dict)
-
-
 class JobsClient:
     """The Jobs API of one cluster.
 
     Args:
         address: `http://HOST:8265`.
-        environment: Names the token; this process's, unless given.
     """
 
-    def __init__(self, address: str, environment: Mapping[str, str] = os.environ) -> None:
-        self._address, self._environment = address.rstrip("/"), environment
+    def __init__(self, address: str) -> None:
+        self._address = address.rstrip("/")
 
     def submit_job(self, *, entrypoint: str, submission_id: str, metadata: Mapping[str, str]) -> str:
         """Start a job; its id. RuntimeError also where there is one of that id already."""
@@ -52,15 +41,6 @@ class JobsClient:
     def get_job_status(self, job: str) -> str:
         """PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED. RuntimeError with `status code 404` if there is no such job."""
         return str(self._asked("GET", f"/api/jobs/{job}")["status"])
-
-    def list_jobs(self) -> list[Job]:
-        """All jobs that were submitted."""
-        found = self._asked("GET", "/api/jobs/")
-        return [_job(entry) for entry in found if entry.get("submission_id")]
-
-    def stop_job(self, job: str) -> bool:
-        """Ask a job to end; whether it was at work."""
-        return bool(self._asked("POST", f"/api/jobs/{job}/stop")["stopped"])
 
     def delete_job(self, job: str) -> bool:
         """Forget a job that has ended."""
@@ -83,11 +63,7 @@ class JobsClient:
         return answer.json()
 
     def _headers(self) -> dict[str, str]:
-        token, path = self._environment.get("RAY_AUTH_TOKEN", ""), self._environment.get("RAY_AUTH_TOKEN_PATH", "")
+        token, path = os.environ.get("RAY_AUTH_TOKEN", ""), os.environ.get("RAY_AUTH_TOKEN_PATH", "")
         if not token and path:
             token = Path(path).read_text(encoding="utf-8").strip()
         return {"Authorization": f"Bearer {token}"} if token else {}
-
-
-def _job(entry: Mapping[str, Any]) -> Job:
-    return Job(str(entry["submission_id"]), str(entry["status"]), dict(entry.get("metadata") or {}))

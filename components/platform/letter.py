@@ -32,5 +32,4 @@ def raise_letter(scratch: Path) -> None:
         content = json.loads((scratch / NAME).read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
         return
-    known = {kind.__name__: kind for kind in errors.BiovlmError.__subclasses__()}
-    raise known.get(content["type"], errors.InternalError)(content["message"], content["hint"]) from None
+    raise errors.kind_named(content["type"])(content["message"], content["hint"]) from None

@@ -8,11 +8,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
@@ -20,6 +19,7 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from model.config import Resources
 from model.config.choices import Name, Strict
 from model.errors import ConfigError
+from model.recipe import nearest, strict_letter
 
 BUILT_IN = Path(__file__).with_name("pools.yaml")
 WITHOUT_GPU = "cpu"
@@ -103,16 +103,15 @@ def load(path: Path | None = None) -> dict[str, Pool]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not YAML: {str(error).splitlines()[0]}", "mend the file") from None
     except ValidationError as error:
-        raise ConfigError(*_letter(error, path)) from None
+        raise ConfigError(*strict_letter(error, path, _known, "components/platform/pools.py")) from None
 
 
 def choose(pools: Mapping[str, Pool], name: str | None) -> tuple[str, Pool]:
     """The pool of that name with its name; `cpu` for None. ConfigError if there is none."""
     name = name or WITHOUT_GPU
     if name not in pools:
-        near = difflib.get_close_matches(name, pools, n=1)
         raise ConfigError(
-            f"resources.pool: there is no pool {name!r}" + (f"; did you mean `{near[0]}`?" if near else ""),
+            f"resources.pool: there is no pool {name!r}{nearest(name, list(pools))}",
             f"pools here: {', '.join(sorted(pools)) or 'none'}",
         )
     return name, pools[name]
@@ -162,18 +161,6 @@ def cost_usd(pool: Pool, gpus: int, hours: float) -> float:
     return pool.usd_per_gpu_hour * gpus * hours
 
 
-def _letter(error: ValidationError, path: Path) -> tuple[str, str]:
-    first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
-    place = ".".join(str(part) for part in first["loc"] if part != "[key]") or "the file"
-    if first["type"] == "extra_forbidden":
-        known = _known(first["loc"])
-        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
-        return f"{path}: unknown key `{place}`" + (
-            f"; did you mean `{near[0]}`?" if near else ""
-        ), f"keys there: {', '.join(known)}"
-    return f"{path}: {place}: {first['msg'].removeprefix('Value error, ')}", "components/platform/pools.py describes every field"
-
-
-def _known(location: tuple[Any, ...]) -> list[str]:
+def _known(location: tuple[int | str, ...]) -> list[str]:
     part: dict[str, type[Strict]] = {"tolerations": Toleration, "topology": Topology}
-    return sorted(part.get(str(location[1]) if len(location) > 2 else "", Pool).model_fields)
+    return list(part.get(str(location[1]) if len(location) > 1 else "", Pool).model_fields)

@@ -14,10 +14,9 @@ something that cannot succeed. So there is one bound for all of them, and each l
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
-from model import manifest
+from components.platform.events import append_line
 from model.errors import NEVER_RETRIED, ExitCode, RefusedError
 
 MOST_ATTEMPTS = 3
@@ -84,13 +83,4 @@ class Attempts:
         self._append("stopped")
 
     def _append(self, what: str) -> None:
-        line = json.dumps({"run": self._run_id, "what": what}) + "\n"
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-            try:
-                os.write(descriptor, line.encode())
-            finally:
-                os.close(descriptor)
-        except OSError as error:
-            raise manifest.cannot_write(self._path, error) from error
+        append_line(self._path, json.dumps({"run": self._run_id, "what": what}))

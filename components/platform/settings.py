@@ -30,12 +30,10 @@
 | KF_PIPELINES_SA_TOKEN_PATH | file with the token for it, read anew for each request | no token |
 | REQUESTS_CA_BUNDLE | file with the certificates of your own authority | the public ones |
 | BIOVLM_KFP_NAMESPACE | namespace of the profile, where that server has many users | none |
-| BIOVLM_NAMESPACE | namespace of the Ray jobs; in a pod of a pipeline, its own | `biovlm` |
+| BIOVLM_NAMESPACE | namespace of the Ray jobs; in a pod of a pipeline, its own | `biovlm` for commands; KubeRay needs it |
 | BIOVLM_KFP_TIME_ZONE | zone in which that server reads cron expressions (its CRON_SCHEDULE_TIMEZONE) | `UTC` |
-| BIOVLM_LAUNCHER_IMAGE, BIOVLM_TRAIN_IMAGE | images of a cluster by digest, `REGISTRY/NAME@sha256:...` | none |
+| BIOVLM_LAUNCHER_IMAGE, BIOVLM_TRAIN_IMAGE | images of a cluster by digest, `REGISTRY/NAME@sha256:...` | none; a cluster needs both |
 | BIOVLM_FEATURE_CACHE_GIB | most that features of images may take in `cache/features` of the home; `0` keeps none on disk | `20` |
-| BIOVLM_NAMESPACE | namespace of the RayJobs | none; KubeRay needs it |
-| BIOVLM_TRAIN_IMAGE | the train image by digest | none; KubeRay needs it |
 | BIOVLM_TEAM, BIOVLM_COST_CENTRE | who pays, in labels | none, KubeRay needs it; `none` |
 | BIOVLM_RAY_SECRETS | Secrets whose keys become variables of the Ray pods, with commas | none |
 | BIOVLM_RAY_ENVIRONMENT | names of variables that Ray pods get as they are here, with commas; no secrets | none |

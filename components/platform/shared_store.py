@@ -20,7 +20,6 @@ The files of an artifact that came second stay in the bucket below their own dig
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import shutil
 import time
 import uuid
@@ -29,6 +28,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from components.platform.locks import held
 from components.platform.objects import Objects, place_of, side_by_side
 from components.platform.store import KEY_DIGITS, StepRecord, Store
 from model import manifest
@@ -89,9 +89,6 @@ class SharedStore(Store):
 
     def moved(self) -> tuple[int, int]:
         return self.objects.received, self.objects.sent
-
-    def address(self, uri: str) -> str:
-        return f"{self.objects.label}/{FILES}/{self.manifest_of(uri).digest}"
 
     def holds(self, uri: str, digest: str) -> bool:
         found = self._published(uri)
@@ -225,14 +222,7 @@ class SharedStore(Store):
     @contextlib.contextmanager
     def _one_of_this_machine(self, uri: str) -> Iterator[None]:
         """Inside, no other process of this machine brings the same artifact."""
-        path = self.root / "work" / "fetch" / f"{uri.replace('/', '--')}.lock"
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            stream = path.open("ab")
-        except OSError as error:
-            raise manifest.cannot_write(path, error) from error
-        with stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
+        with held(self.root / "work" / "fetch" / f"{uri.replace('/', '--')}.lock"):
             yield
 
     @staticmethod

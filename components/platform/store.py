@@ -5,7 +5,6 @@
    it, and never found again. The step then runs as if nothing had been there.
 3. `record` keeps, beside each folder, what the key was made of and who made the result: for `biovlm plan` and for the lineage. It
    is not inside the folder, because equal content must have an equal digest whoever made it.
-
 4. `fetch(uri)` gives the folder of an artifact of any step, verified; `publish(uri)` makes one that was just written visible to
    all who share the store; `manifest_of` and `holds` tell of an artifact without its bytes.
 
@@ -16,16 +15,16 @@ folder is then a cache of a bucket. An artifact's `uri` is its place relative to
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from components.platform.cost import Cost
+from components.platform.locks import held
 from components.platform.origin import Origin
 from components.platform.settings import Settings
 from model import manifest
@@ -65,6 +64,12 @@ class StepRecord(BaseModel):
     seconds: float | None = Field(
         default=None, description="Wall time; empty if the process died right after writing the result."
     )
+
+
+def step_of(uri: str) -> tuple[str, str]:
+    """Kind and key of the step that made the artifact at `uri`; both empty if it is not a step's."""
+    parts = PurePosixPath(uri).parts
+    return (parts[1], parts[2]) if len(parts) == 3 and parts[0] == "steps" else ("", "")
 
 
 def open_store(settings: Settings) -> Store:
@@ -121,10 +126,6 @@ class Store:
         """Bytes that this process received from what is shared, and sent there. A folder is not shared."""
         return 0, 0
 
-    def address(self, uri: str) -> str:
-        """Where others find the files of the artifact at `uri`."""
-        return str(self._inside(uri))
-
     def holds(self, uri: str, digest: str) -> bool:
         """Whether the artifact of `digest` is at `uri` and can be used."""
         try:
@@ -148,18 +149,7 @@ class Store:
             key: The step's key.
             on_wait: Called once if another process is at it, before waiting for it; it may die, then this one goes on.
         """
-        path = self.root / "work" / kind / f"{key}.lock"
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            stream = path.open("ab")
-        except OSError as error:
-            raise manifest.cannot_write(path, error) from error
-        with stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                on_wait()
-                fcntl.flock(stream, fcntl.LOCK_EX)
+        with held(self.root / "work" / kind / f"{key}.lock", on_wait):
             yield
 
     def lookup(self, kind: str, key: str, on_bad: Callable[[str], object]) -> manifest.Manifest | None:
@@ -195,6 +185,11 @@ class Store:
             return StepRecord.model_validate_json(self._record_path(kind, key).read_bytes())
         except (FileNotFoundError, ValidationError):
             return None
+
+    def record_of(self, uri: str) -> StepRecord | None:
+        """The record of the step that made the artifact at `uri`; None if it is not a step's, or there is none."""
+        kind, key = step_of(uri)
+        return self.record(kind, key) if kind else None
 
     def write_record(self, record: StepRecord) -> None:
         """Write or replace the record of a result."""

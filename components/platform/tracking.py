@@ -12,8 +12,6 @@ parent. MLflow cuts long values silently, so long things go into files. Nothing 
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import os
 import random
@@ -22,16 +20,19 @@ import tempfile
 import time
 import urllib.parse
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from components.platform import peek
+from components.platform.locks import held
 from components.platform.peek import Registered
 from components.platform.settings import Settings
-from model.manifest import cannot_write, sha256_file
+from model.manifest import sha256_file
 
 DIGEST_CHARS = 36  # MLflow refuses longer digests of data sets
+LOCK = "mlflow.lock"
+"""Of the embedded store, in the home. A server needs none, but taking it costs nothing."""
 PARAM_CHARS = 500
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -70,7 +71,7 @@ class Tracking:
 
         self.settings = settings
         # Two processes that make or migrate the same SQLite file at once break it; the lock also makes find-or-create one act.
-        with _locked(settings.home / "mlflow.lock"):
+        with held(settings.home / LOCK):
             try:
                 self.client = MlflowClient(tracking_uri=settings.tracking_uri, registry_uri=settings.tracking_uri)
                 self.experiment_id, self.store_id = self._experiment()
@@ -103,7 +104,7 @@ class Tracking:
         return self._run(step, {**own, "mlflow.parentRunId": self.root(run_id)}, own)
 
     def _run(self, name: str, tags: Mapping[str, str], known_by: Mapping[str, str]) -> str:
-        with _locked(self.settings.home / "mlflow.lock"):
+        with held(self.settings.home / LOCK):
             found = self.find(known_by)
             return found or str(self.client.create_run(self.experiment_id, tags=dict(tags), run_name=name).info.run_id)
 
@@ -280,19 +281,6 @@ def reachable(uri: str) -> None:
         socket.create_connection((parts.hostname, port), timeout=peek.TIMEOUT_SECONDS).close()
     except OSError as error:
         raise peek.unreachable(uri, error.strerror or str(error)) from None
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock file of the embedded store. A server needs no lock, but taking one costs nothing."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        stream = path.open("ab")
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    with stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -4,12 +4,11 @@
 2. `find` looks one up, by the ledger where it decides; an unknown one is a letter that names the nearest known model.
 3. `models` and `history` list what there is.
 
-A version's tags (components/register/step.py) name its artifacts relative to the store.
+A version's tags (components/platform/lineage/tracked.py) name its artifacts relative to the store.
 """
 
 from __future__ import annotations
 
-import difflib
 import re
 import time
 from pathlib import Path
@@ -24,6 +23,7 @@ from components.platform.settings import Settings
 from components.platform.store import Store, open_store
 from components.platform.tracking import Tracking
 from model.errors import MissingInputError, UsageError
+from model.recipe import nearest
 
 ADDRESS = re.compile(
     r"models:/(?P<name>[A-Za-z0-9][A-Za-z0-9_.-]{0,99})(?:@(?P<alias>[A-Za-z][A-Za-z0-9_-]{0,49})|/(?P<number>\d{1,9}))"
@@ -41,18 +41,16 @@ class Version(BaseModel):
     aliases: tuple[str, ...] = ()
     tags: dict[str, str] = Field(default_factory=dict)
 
-    def receipt(self, settings: Settings) -> Path:
-        """The folder of its receipt in the store. MissingInputError if biovlm did not register this version."""
-        return _brought(open_store(settings), f"steps/register/{self.tag(champion.RECEIPT_KEY)}")
-
     @property
     def export_uri(self) -> str:
         """Place of the plain transformers folder in the store. MissingInputError if biovlm did not register this version."""
-        return self.tag("biovlm.export")
+        return self.tag(champion.EXPORT)
 
     def export(self, settings: Settings) -> Path:
-        """The plain transformers folder of this version."""
-        return _brought(open_store(settings), self.tag("biovlm.export"))
+        """The plain transformers folder of this version, brought here if another machine made it. Who reads it verifies it."""
+        store = open_store(settings)
+        folder = store.root / self.export_uri
+        return folder if folder.exists() or type(store) is Store else store.fetch(self.export_uri)
 
     def tag(self, name: str) -> str:
         """The value of a tag. MissingInputError if biovlm did not register this version."""
@@ -88,12 +86,10 @@ def find(settings: Settings, address: str) -> Version:
             if version.version == number:
                 return version
     known = models(settings)
-    near = difflib.get_close_matches(name, known, n=1)
     if name in known:
         raise MissingInputError(f"{address} does not exist", f"`biovlm registry history {name}` lists the versions of {name}")
-    guess = f"; did you mean `{near[0]}`?" if near else ""
     raise MissingInputError(
-        f"no registered model {name!r}{guess}", f"registered: {', '.join(known) or 'none yet: see `biovlm run`'}"
+        f"no registered model {name!r}{nearest(name, known)}", f"registered: {', '.join(known) or 'none yet: see `biovlm run`'}"
     )
 
 
@@ -135,12 +131,6 @@ def _aliases(settings: Settings, name: str) -> dict[str, str]:
     if standing is None or not standing.entries:
         return held
     return {alias: version for alias, version in held.items() if alias not in ALIASES} | dict(standing.state.aliases)
-
-
-def _brought(store: Store, uri: str) -> Path:
-    """The folder of `uri`, from the other machine that made it if it is not here. Who reads it verifies it."""
-    folder = store.root / uri
-    return folder if folder.exists() or type(store) is Store else store.fetch(uri)
 
 
 def _pages(search: Any, **query: Any) -> list[Any]:

@@ -16,8 +16,8 @@ from components.platform import inputs, launcher
 from components.platform.heavy import Result
 from components.platform.reference import Reference
 from components.platform.step import Work, run_step
-from model.config import ModelSource, TrainSlice
-from model.recipe import REGISTRY_PREFIX
+from model.config import TrainSlice
+from model.recipe import registered_bases
 
 WORKER = "components.train.worker.train"
 
@@ -56,10 +56,4 @@ def _produce(work: Work) -> Result | None:
 
 def _names(wanted: TrainSlice) -> set[str]:
     """Data sets and base models that the stage reads."""
-    return {mix.set for mix in wanted.stage.data} | set(_bases((wanted.model.tower, wanted.model.language)))
-
-
-def _bases(sources: tuple[ModelSource, ...]) -> list[str]:
-    """Names in the data registry among the sources of a model's parts."""
-    named = [source.source for source in sources if source.source and source.source.startswith(REGISTRY_PREFIX)]
-    return [name.removeprefix(REGISTRY_PREFIX) for name in named]
+    return {mix.set for mix in wanted.stage.data} | set(registered_bases(wanted.model))

@@ -30,7 +30,6 @@ LORA_NAME = re.compile(BLOCKS + r"\w+\.lora_[AB]\.default\.weight")
 KNOWN_SETTINGS = frozenset(
     {"r", "lora_alpha", "lora_dropout", "target_modules", "peft_version", "auto_mapping", "inference_mode"}
 )
-TARGET_NAME = re.compile(r"\w+")
 
 
 def attach(assistant: Assistant, lora: Lora, seed: int) -> Assistant:
@@ -65,7 +64,9 @@ def parameters(assistant: Assistant) -> dict[str, torch.nn.Parameter]:
 def write(assistant: Assistant, folder: Path) -> None:
     """Store the attached adapter in `folder`."""
     if assistant.adapter is None:
-        raise InternalError("no adapter is attached", "")
+        raise InternalError(
+            "no adapter is attached", "this is a defect: `attach` one, or `read` a stored one, before it is written"
+        )
     folder.mkdir(parents=True)
     settings = assistant.adapter.peft_config["default"].to_dict() | {"inference_mode": True}
     (folder / SETTINGS).write_text(json.dumps(settings, indent=1, sort_keys=True, default=str), encoding="utf-8")
@@ -99,7 +100,10 @@ def _wrap(assistant: Assistant, config: LoraConfig) -> Assistant:
     wrapped = dataclasses.replace(assistant, adapter=get_peft_model(assistant.model, config))
     outside = [name for name in parameters(wrapped) if not LORA_NAME.fullmatch(name)]
     if outside:
-        raise InternalError(f"the adapter reaches outside the language model's blocks: {outside[:3]}", "")
+        raise InternalError(
+            f"the adapter reaches outside the language model's blocks: {outside[:3]}",
+            "this is a defect: it would not be exported with the rest",
+        )
     return wrapped
 
 

@@ -68,22 +68,10 @@ def save(
     with manifest.commit(final, KIND, {**assistant.base_digests, **parents}, {**facts, **own}) as folder:
         for source in assistant.merged:
             shutil.copytree(source, folder / ADAPTERS / source.name)
-        write_learned(folder, assistant, stage_name)
+        tensors.write(folder / CONNECTOR, assistant.connector.state_dict())
+        if assistant.adapter is not None:
+            adapters.write(assistant, folder / ADAPTERS / own["adapters"][-1])
     return manifest.read(final)
-
-
-def write_learned(folder: Path, assistant: Assistant, stage_name: str) -> None:
-    """Write what the present stage learns: the connector, and the adapter that is attached."""
-    tensors.write(folder / CONNECTOR, assistant.connector.state_dict())
-    if assistant.adapter is not None:
-        adapters.write(assistant, folder / ADAPTERS / adapter_name(assistant, stage_name))
-
-
-def read_learned(folder: Path, assistant: Assistant, stage_name: str) -> None:
-    """The reverse of `write_learned`, into an assistant of the same build. DataError, RefusedError: the files are not what fits."""
-    _load_connector(folder, assistant)
-    if assistant.adapter is not None:
-        adapters.load_weights(assistant, folder / ADAPTERS / adapter_name(assistant, stage_name))
 
 
 def load(

@@ -14,7 +14,7 @@ were measured slower (benchmarks/LOG.md).
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,27 +116,6 @@ def attend(
         pieces.append(each(trunk, seen[:, :, : document.trunk], told[:, :, : document.trunk], is_causal=True))
         pieces.append(each(branches, seen, told, attn_mask=mask))
     return torch.cat([piece.transpose(1, 2) for piece in pieces], dim=1), None
-
-
-def lay_positions(documents: Sequence[Document], alone: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Positions of a packed sequence for models with several axes (Qwen-VL: time, height, width).
-
-    Args:
-        documents: As in `Batch`, covering T tokens.
-        alone: For each branch, or each document without branches, in order: (A, L) positions of its example as if it stood alone.
-
-    Returns:
-        (A, 1, T): every token has the position that it has alone.
-    """
-    waiting = iter(alone)
-    pieces: list[torch.Tensor] = []
-    for document in documents:
-        if not document.branches:
-            pieces.append(next(waiting))
-        for number, _ in enumerate(document.branches):
-            own = next(waiting)
-            pieces.append(own if number == 0 else own[:, document.trunk :])
-    return torch.cat(pieces, dim=1)[:, None]
 
 
 def allowed(documents: tuple[Document, ...], length: int) -> tuple[torch.Tensor, torch.Tensor]:

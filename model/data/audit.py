@@ -108,12 +108,12 @@ def images_and_groups(dataset: DataSet, split: str, kinds: Collection[Kind] = ()
     return {dataset.path(image) for record in records for image in record.images}, {record.group for record in records}
 
 
-def statistics(dataset: DataSet, split: str, kinds: Collection[Kind] = ()) -> dict[str, Any]:
+def statistics(dataset: DataSet, split: str) -> dict[str, Any]:
     """Counts of a split as JSON.
 
     `majority` gives, for the questions of each question type, the share that the most frequent answer has (0..1, case ignored).
     """
-    records = dataset.records(split, kinds)
+    records = dataset.records(split)
     questions = [record for record in records if record.kind is Kind.QUESTION]
     return {
         "records": len(records),

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +15,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from model.config import Kind, Name, Strict
 from model.errors import ConfigError
 from model.evaluation.metrics import METRICS
+from model.recipe import nearest, strict_letter
 
 FOLDER = Path(__file__).parent / "benchmarks"
 PLACE = "{question}"
@@ -75,18 +75,15 @@ def load(name: str, folder: Path = FOLDER) -> BenchmarkFile:
     path = folder / f"{name}.yaml"
     if not path.is_file():
         known = names(folder)
-        raise ConfigError(f"unknown benchmark {name!r}{_nearest(name, known)}", f"known benchmarks: {', '.join(known) or 'none'}")
+        raise ConfigError(f"unknown benchmark {name!r}{nearest(name, known)}", f"known benchmarks: {', '.join(known) or 'none'}")
     try:
         found = BenchmarkFile.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not YAML: {getattr(error, 'problem', None) or error}", "mend the file") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"])) or "file"
-        if first["type"] == "extra_forbidden":
-            fields = list(BenchmarkFile.model_fields)
-            raise ConfigError(f"{path}: unknown key `{field}`{_nearest(field, fields)}", f"keys: {', '.join(fields)}") from None
-        raise ConfigError(f"{path}: {field}: {first['msg'].removeprefix('Value error, ')}", "see benchmarks/vqa.yaml") from None
+        raise ConfigError(
+            *strict_letter(error, path, lambda _: BenchmarkFile.model_fields, "model/evaluation/benchmark.py")
+        ) from None
     if found.name != name:
         raise ConfigError(f"{path} calls itself {found.name!r}", "a benchmark's name is the name of its file")
     return found
@@ -96,12 +93,7 @@ def _all_known(value: tuple[str, ...], known: Iterable[str], what: str) -> tuple
     options = list(known)
     for word in value:
         if word not in options:
-            raise ValueError(f"unknown {what} {word!r}{_nearest(word, options)}")
+            raise ValueError(f"unknown {what} {word!r}{nearest(word, options)}")
     if len(set(value)) != len(value):
         raise ValueError(f"a {what} stands twice in {list(value)}")
     return value
-
-
-def _nearest(word: str, known: list[str]) -> str:
-    match = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean `{match[0]}`?" if match else ""

@@ -17,7 +17,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
 from PIL import Image
 
 from model.data.dataset import DataSet
@@ -25,10 +24,11 @@ from model.data.images import decode
 from model.evaluation import report_drawing as drawing
 from model.evaluation.decision import Decision
 from model.evaluation.metrics import METRICS
+from model.evaluation.report_template import template
 from model.evaluation.results import BenchmarkResult, Figure, Item, Report
 from model.manifest import digest_of
 
-TEMPLATE = "report.html.j2"
+TEMPLATE = Path(__file__).with_name("report.html.j2")
 THUMBNAIL_PIXELS = 224
 RIGHT_FROM = 0.999999
 """A shown answer counts as right if its strict score is 1."""
@@ -111,17 +111,11 @@ def write_report(inputs: ReportInputs, path: Path) -> None:
 
 def render(inputs: ReportInputs) -> str:
     """The page as HTML."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": percent, "points": points, "ends": ends, "duration": duration, "strip": drawing.strip}
     curves = [drawn for curve in inputs.curves if (drawn := drawing.curve(curve.stage, curve.points)) is not None]
     longest = max((step.seconds for step in inputs.steps), default=0.0)
-    return environment.get_template(TEMPLATE).render(
+    return template(
+        TEMPLATE, {"percent": percent, "points": points, "ends": ends, "duration": duration, "strip": drawing.strip}
+    ).render(
         inputs=inputs,
         report=inputs.report,
         main=inputs.report.benchmarks[0],

@@ -25,7 +25,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import distributed
 
-from model.errors import BiovlmError, ExitCode, InternalError
+from model.errors import BiovlmError, ExitCode, InternalError, kind_named, kind_of
 from model.training.watchdog import dump_stacks
 
 PATIENCE_SECONDS = 900.0
@@ -196,11 +196,9 @@ def _raise_letter(store: Any) -> None:
     except RuntimeError:  # the process that holds the store is gone, and its letter with it
         return
     name, message, hint = json.loads(store.get(_place(store)))
-    known = {kind.__name__: kind for kind in BiovlmError.__subclasses__()}
-    raise known.get(name, InternalError)(message, hint) from None
+    raise kind_named(name)(message, hint) from None
 
 
 def _like(code: ExitCode) -> BiovlmError:
     """An error with rank 0's exit code, so that every rank's process ends with the same one."""
-    kind = next((kind for kind in BiovlmError.__subclasses__() if kind.exit_code is code), InternalError)
-    return kind("rank 0 failed", "its own log says why")
+    return kind_of(code)("rank 0 failed", "its own log says why")

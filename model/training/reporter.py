@@ -26,8 +26,8 @@ class Reporter(Protocol):
             step: From 1 to `total`.
             total: Optimizer steps of the whole run.
             values: Name -> finite number, e.g. `loss`, `learning_rate/connector`, `tokens_per_second`, `checkpoint_age_seconds` (what
-                a kill now would cost); without `loss` after a
-                step whose loss was no number. `skipped_steps` counts those not taken, once there are some.
+                a kill now would cost); without `loss` after a step whose loss was no number. `skipped_steps` counts those not taken,
+                once there are some.
         """
 
     def resumed(self, step: int) -> None:

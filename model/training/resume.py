@@ -254,7 +254,10 @@ class Store:
         with self.place.fetch(entry) as folder:
             record = manifest.verify(folder)
             if record.kind != KIND or record.facts.get("step") != entry.step:
-                raise RefusedError(f"{entry.name} is not the checkpoint of step {entry.step}")
+                found = f"a {record.kind} of step {record.facts.get('step', 'none')}"
+                raise RefusedError(
+                    f"{entry.name} holds {found}, expected a {KIND} of step {entry.step}", "it was moved or renamed"
+                )
             weights = tensors.read(folder / WEIGHTS)
             tensors.check_shapes(weights, learned, f"{entry.name}/{WEIGHTS}")
             moments = tensors.read(folder / OPTIMIZER)

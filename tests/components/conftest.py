@@ -12,7 +12,7 @@ import pytest
 from moto.server import DomainDispatcherApplication, ThreadedMotoServer
 
 from components.platform import events, exports, reference
-from components.platform.impact import sync
+from components.platform.impact import ask
 from components.platform.settings import Settings
 from components.platform.step import run_step
 from components.platform.tracking import Tracking
@@ -134,7 +134,7 @@ def built(tmp_path_factory, empty_store):
     shutil.copy(empty_store, home / "mlflow.db")
     settings = Settings.from_environment({"BIOVLM_HOME": str(home)})
     world = small_world(settings)
-    sync.fresh(settings, lambda line: None)
+    ask.ask(settings, (), lambda line: None)
     return world
 
 

@@ -163,7 +163,7 @@ def test_an_index_is_not_believed_with_another_key_and_holds_no_id_that_could_be
 
 
 def update(home):
-    sync.fresh(Settings.from_environment({"BIOVLM_HOME": str(home)}), lambda line: None)
+    ask.ask(Settings.from_environment({"BIOVLM_HOME": str(home)}), (), lambda line: None)
 
 
 def die_before_the_seal(home):

@@ -6,8 +6,6 @@ cannot show, that jobs really run, is shown in test_ray_jobs.
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -115,19 +113,6 @@ class Server:
     def delete_job(self, job):
         self.calls.append("delete")
 
-    def list_jobs(self):
-        metadata = {"biovlm_run": "run-1"}
-        found = [
-            ("a", "RUNNING", metadata),
-            ("b", "SUCCEEDED", metadata),
-            ("c", "RUNNING", {"biovlm_run": "2"}),
-            ("d", "RUNNING", None),
-        ]
-        return [SimpleNamespace(submission_id=i, status=s, metadata=m) for i, s, m in found]
-
-    def stop_job(self, job):
-        self.calls.append(f"stop {job}")
-
 
 UNKNOWN = RuntimeError("Request failed with status code 404: no such job.")
 
@@ -174,9 +159,3 @@ def test_a_cluster_that_is_away_for_a_while_is_waited_for_and_one_that_stays_awa
 def test_a_refused_token_is_a_letter_at_once(code):
     with pytest.raises(ConfigError, match="refuses the token"):
         run(Server(RuntimeError(f"Request failed with status code {code}: no.")), None)
-
-
-def test_a_run_that_is_stopped_stops_its_own_jobs():
-    server = Server("RUNNING")
-    assert JobsCluster("http://host:8265", server).stop("run-1") == ["a"]
-    assert server.calls == ["stop a"]

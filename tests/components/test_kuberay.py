@@ -25,7 +25,7 @@ from tests.standins.kuberay import (
     too_old,
     vanish,
 )
-from tests.standins.work import KUBECONFIG, SITE, Clock, back_end, connection, work
+from tests.standins.work import KUBECONFIG, SITE, Clock, back_end, connection, way_to, work
 
 DONE = Result(0)
 SMOOTH = [admit(), RUNNING, SUCCEEDED]
@@ -224,7 +224,7 @@ def test_a_cluster_without_kuberay_is_a_letter():
     with KubeRay() as server:
         server.installed = False
         with pytest.raises(MissingInputError):
-            back_end(server).stop("run-1")
+            way_to(server).jobs("")
 
 
 def test_a_server_that_does_not_answer_is_asked_for_a_quarter_of_an_hour():

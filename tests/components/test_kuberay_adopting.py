@@ -14,8 +14,9 @@ from components.platform.kuberay.client import Cluster
 from components.platform.kuberay.reaper import RunState, leftovers
 from components.platform.kuberay.site import Owner
 from model.errors import BiovlmError, InternalError, RefusedError
+from pipelines import reap
 from tests.standins.kuberay import NAMESPACE, RUNNING, SUCCEEDED, KubeRay, admit, status
-from tests.standins.work import SITE, Clock, back_end, connection, work
+from tests.standins.work import SITE, Clock, back_end, connection, way_to, work
 
 DONE = Result(0)
 L4 = pools.load()["l4"]
@@ -153,17 +154,18 @@ def test_a_deletion_that_never_ends_is_a_letter():
 
 def test_stop_deletes_the_jobs_of_one_run_and_reap_those_of_all_that_are_over():
     with KubeRay(linger=0) as server:
-        for run in ("run-1", "run-2", "run-3"):
+        stopped, going, over, other = (f"00000000-0000-4000-8000-00000000000{number}" for number in range(4))
+        for run in (stopped, going, over):
             server.add(manifest.ray_job(work(run_id=run), "l4", L4, SITE))
-        foreign = manifest.ray_job(work(run_id="other"), "l4", L4, SITE)
+        foreign = manifest.ray_job(work(run_id=other), "l4", L4, SITE)
         foreign["metadata"]["labels"][manifest.MANAGED] = "someone"
         server.add(foreign)
-        going = {"run-2": RunState.GOING, "run-3": RunState.OVER}
-        assert len(back_end(server).stop("run-1")) == 1
-        reaped = back_end(server).reap(lambda run: going.get(run, RunState.UNKNOWN))
-        assert [leftover.why for leftover in reaped] == ["its run run-3 is over"]
+        states, jobs = {going: RunState.GOING, over: RunState.OVER}, way_to(server)
+        assert len(reap.stop(jobs, stopped)) == 1
+        reaped = reap.reap(jobs, lambda run: states.get(run, RunState.UNKNOWN))
+        assert [leftover.why for leftover in reaped] == [f"its run {over} is over"]
         left = [body for body in server.jobs.values() if not body["metadata"].get("deletionTimestamp")]
-        assert {body["metadata"]["annotations"][manifest.RUN_ID] for body in left} == {"run-2", "other"}
+        assert {body["metadata"]["annotations"][manifest.RUN_ID] for body in left} == {going, other}
 
 
 def test_a_job_of_a_run_that_nobody_knows_is_reaped_after_a_day():

@@ -17,8 +17,9 @@ from components.platform import pools
 from components.platform.heavy import Result
 from components.platform.kuberay import manifest
 from components.platform.kuberay.reaper import RunState
+from pipelines import reap
 from tests.standins.kuberay import RUNNING, SUCCEEDED, KubeRay, admit, status
-from tests.standins.work import SITE, Clock, back_end, work
+from tests.standins.work import SITE, Clock, back_end, way_to, work
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHER = """
@@ -67,7 +68,7 @@ def test_a_killed_launcher_leaves_at_most_one_job_and_reap_removes_it(failed_bef
         assert len(server.created) == 1
         assert made in (0, 1)
         assert len(server.jobs) == 1
-        back_end(server).reap(lambda run: RunState.OVER)
+        reap.reap(way_to(server), lambda run: RunState.OVER)
         assert all(body["metadata"].get("deletionTimestamp") for body in server.jobs.values())
 
 

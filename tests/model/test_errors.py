@@ -28,3 +28,15 @@ def test_every_exit_code_of_the_house_belongs_to_one_error() -> None:
 
 def test_facts_that_a_second_attempt_cannot_change_are_never_retried() -> None:
     assert {64, 65, 66, 77, 78, 79} == errors.NEVER_RETRIED
+
+
+def test_a_letter_from_another_process_gets_its_class_back_by_code_or_name() -> None:
+    class Narrower(errors.BiovlmError):
+        """As code further up defines some; it ends a process with 70, too."""
+
+    for code in set(errors.ExitCode) - {errors.ExitCode.DONE}:
+        kind = errors.kind_of(int(code))
+        assert kind.exit_code == code
+        assert errors.kind_named(kind.__name__) is kind
+    assert errors.kind_of(70) is errors.kind_of(1) is errors.kind_named("KeyError") is errors.InternalError
+    assert errors.kind_named("Narrower") is Narrower

@@ -97,5 +97,7 @@ def test_costs_are_said_in_words_and_what_is_not_known_is_not_said():
     full = Cost(
         wall_seconds=200, queue_seconds=60, gpu_seconds=3600, energy_joules=3.6e6, energy_from=("rapl",), bytes_sent=2**20
     )
-    assert costs.words(full) == "3 min 20 s, 1 min 00 s of it waiting, 1 GPU h, 1 kWh (rapl, whole machine), 1.0 MiB moved"
+    assert (
+        costs.words(full) == "3 min 20 s of steps, 1 min 00 s of it waiting, 1 GPU h, 1 kWh (rapl, whole machine), 1.0 MiB moved"
+    )
     assert costs.words(Cost(wall_seconds=2)) == "2.0 s"

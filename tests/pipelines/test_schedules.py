@@ -260,7 +260,7 @@ def test_a_policy_whose_corrections_reach_pods_as_a_data_set_is_a_schedule(kfp, 
 
 
 def test_a_schedule_whose_runs_cost_more_than_its_budget_is_not_applied(kfp, write, say, monkeypatch):
-    monkeypatch.setattr(estimate, "of", lambda recipe, tflops, settings: Estimate({"task": 41.0}))
+    monkeypatch.setattr(estimate, "of", lambda recipe, settings: Estimate({"task": 41.0}))
     gpu = ["resources.gpus_per_worker=1", "resources.deadline_hours=100"]
     code, _, err = say("apply", write(set=gpu))
     assert (code, "thought to cost 41.0 GPU hours, the budget is 40" in err, kfp.recurring) == (77, True, {})

@@ -21,6 +21,8 @@ contexts: [{{name: here, context: {{cluster: here, user: me}}}}]
 clusters: [{{name: here, cluster: {{server: "{address}"}}}}]
 users: [{{name: me, user: {{token: "{token}"}}}}]
 """
+RUN = "00000000-0000-4000-8000-000000000001"
+"""A run, by an id of the form that KFP gives."""
 SITE = Site(
     namespace=NAMESPACE,
     image="registry.example/biovlm-train@sha256:" + "a" * 64,
@@ -31,7 +33,7 @@ SITE = Site(
 )
 
 
-def work(step="align", run_id="run-1", evaluates=False, estimate_hours=None, recipe="tiny", **resources):
+def work(step="align", run_id=RUN, evaluates=False, recipe="tiny", **resources):
     wanted = {"workers": 2, "gpus_per_worker": 1, "pool": "l4"} | resources
     where = f"{STORE}/jobs/{'ab' * 8}"
     return HeavyWork(
@@ -42,7 +44,6 @@ def work(step="align", run_id="run-1", evaluates=False, estimate_hours=None, rec
         spec_uri=f"{where}/spec.json",
         result_uri=f"{where}/result.json",
         resources=Resources(**wanted),
-        estimate_hours=estimate_hours,
         evaluates=evaluates,
     )
 
@@ -66,7 +67,11 @@ def connection(address, token=TOKEN):
     return kubernetes.client.ApiClient(configuration)
 
 
+def way_to(cluster, clock=None, token=TOKEN):
+    clock = clock or Clock()
+    return Cluster(NAMESPACE, lambda: connection(cluster.address, token), clock=clock, sleep=clock.sleep)
+
+
 def back_end(cluster, site=SITE, clock=None, token=TOKEN):
     clock = clock or Clock()
-    way = Cluster(NAMESPACE, lambda: connection(cluster.address, token), clock=clock, sleep=clock.sleep)
-    return BackEnd(site, pools.load(), way, clock=clock, sleep=clock.sleep)
+    return BackEnd(site, pools.load(), way_to(cluster, clock, token), clock=clock, sleep=clock.sleep)

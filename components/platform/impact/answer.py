@@ -281,7 +281,7 @@ def same_pixels(index: Index, pixels: str) -> list[int]:
     return [int(row[0]) for row in rows]
 
 
-def alike(index: Index, looks: int, max_distance: int, leave_out: Iterable[int] = ()) -> list[int]:
+def alike(index: Index, looks: int, max_distance: int) -> list[int]:
     """Images whose perceptual hash is within `max_distance` bits of 64 of `looks`."""
     import numpy as np
 
@@ -290,4 +290,4 @@ def alike(index: Index, looks: int, max_distance: int, leave_out: Iterable[int] 
         return []
     known = np.array(rows, np.int64)
     near = np.bitwise_count(known[:, 1].view(np.uint64) ^ np.uint64(looks)) <= max_distance
-    return sorted({int(image) for image in known[near, 0]} - set(leave_out))
+    return sorted({int(image) for image in known[near, 0]})

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,9 +38,12 @@ def ask(settings: Settings, items: Sequence[Item], tell: sync.Tell) -> Told:
         MissingInputError: The registry does not answer. CannotWriteError: The index cannot be written.
     """
     versions = sync.registered(settings)
-    with contextlib.suppress(DamagedIndexError), Index.reading(sync.folder(settings)) as index:
-        if not sync.is_stale(index, versions):
-            return told(index, items)  # the file is hashed once for a question
+    try:
+        with Index.reading(sync.folder(settings)) as index:
+            if not sync.is_stale(index, versions):
+                return told(index, items)  # the file is hashed once for a question
+    except DamagedIndexError as error:
+        tell(error.message)
     sync.update(settings, versions, tell)
     with Index.reading(sync.folder(settings)) as index:
         return told(index, items)

@@ -14,7 +14,6 @@ that an answer can say that it is not complete.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import PurePosixPath
 from typing import Any
 
 from components.platform import champion
@@ -47,8 +46,8 @@ class Gatherer:
             self._index.add_version(model, number, receipt, None, NOT_BIOVLM)
             return
         artifact, flaw = self._checkpoint(tags.get(champion.CHECKPOINT_PATH, ""), digest)
-        if "biovlm.export" in tags:
-            self._export(tags["biovlm.export"], artifact)
+        if champion.EXPORT in tags:
+            self._export(tags[champion.EXPORT], artifact)
         self._asked(receipt, artifact)
         self._index.add_version(model, number, receipt, artifact, flaw)
 
@@ -60,7 +59,7 @@ class Gatherer:
         found = self._manifest(uri, digest)
         if found is None:
             return self._index.add_artifact(digest, "checkpoint", "", flaw=GONE), GONE
-        record = self._record(uri)
+        record = self._store.record_of(uri)
         stage = str(found.facts.get("stage", ""))
         flaw = self._before(found, record, digest)
         artifact = self._index.add_artifact(digest, "checkpoint", stage, flaw=flaw)
@@ -124,7 +123,7 @@ class Gatherer:
     def _asked(self, receipt: str, artifact: int) -> None:
         """The records that the version was evaluated on."""
         record = self._store.record("register", receipt) if receipt else None
-        report = self._record(record.inputs["report"].uri) if record and "report" in record.inputs else None
+        report = self._store.record_of(record.inputs["report"].uri) if record and "report" in record.inputs else None
         material = self._facts(report)
         for benchmark in report.piece.get("evaluation", {}).get("benchmarks", ()) if report else ():
             facts = material.get("sets", {}).get(benchmark["set"])
@@ -147,8 +146,8 @@ class Gatherer:
 
     def _placed(self, digest: str) -> int:
         """Number of an artifact of which no more than the digest is known, until a version brings it."""
-        row = self._index.database.execute("SELECT id FROM artifacts WHERE digest = ?", (digest,)).fetchone()
-        return int(row[0]) if row else self._index.add_artifact(digest, "unknown", "", flaw=GONE)
+        known = self._known(digest)
+        return self._index.add_artifact(digest, "unknown", "", flaw=GONE) if known is None else known
 
     def _known(self, digest: str) -> int | None:
         row = self._index.database.execute("SELECT id FROM artifacts WHERE digest = ?", (digest,)).fetchone()
@@ -161,10 +160,6 @@ class Gatherer:
         except BiovlmError:
             return None
         return found if found is not None and found.digest == digest else None
-
-    def _record(self, uri: str) -> StepRecord | None:
-        parts = PurePosixPath(uri).parts[-2:]
-        return self._store.record(*parts) if len(parts) == 2 else None
 
     def _facts(self, record: StepRecord | None) -> Mapping[str, Any]:
         """Facts of the data artifact that a step read: sets and base models with place, revision and licence."""

@@ -17,7 +17,6 @@ which numbers of its series (set and split) it stands.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -28,6 +27,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from components.platform.locks import held
 from model import manifest
 from model.errors import BiovlmError
 
@@ -86,7 +86,7 @@ class Index:
     @contextlib.contextmanager
     def reading(cls, folder: Path) -> Iterator[Index]:
         """Inside, nobody writes. DamagedIndexError: there is no whole index of this version."""
-        with _locked(folder, fcntl.LOCK_SH):
+        with _locked(folder, shared=True):
             _refuse_damaged(folder)
             with _connected(folder) as database:
                 yield cls(database, folder, _key(folder))
@@ -95,7 +95,7 @@ class Index:
     @contextlib.contextmanager
     def writing(cls, folder: Path) -> Iterator[Index]:
         """Inside, this process alone reads and writes; a damaged or old file is set aside first, and an empty one begun."""
-        with _locked(folder, fcntl.LOCK_EX):
+        with _locked(folder, shared=False):
             try:
                 _refuse_damaged(folder)
             except DamagedIndexError:
@@ -129,10 +129,6 @@ class Index:
         return bits or -1
 
     # ---------------------------------------------------------------------------------------------------------- data sets
-
-    def has_set(self, digest: str) -> bool:
-        """Whether the records of a version of a data set are known."""
-        return self.database.execute("SELECT 1 FROM sets WHERE digest = ? AND flaw = ''", (digest,)).fetchone() is not None
 
     def add_set(self, digest: str, name: str, revision: str = "", licence: str = "", uri: str = "", flaw: str = "") -> int:
         """The number of a version of a data set; what is newly known of it is added. `flaw` says why its records are not known."""
@@ -236,14 +232,10 @@ class Index:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path, how: int) -> Iterator[None]:
-    try:
+def _locked(folder: Path, shared: bool) -> Iterator[None]:
+    with contextlib.suppress(OSError):  # the lock's own letter says it
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        stream = (folder / LOCK).open("ab")
-    except OSError as error:
-        raise manifest.cannot_write(folder, error) from error
-    with stream:
-        fcntl.flock(stream, how)
+    with held(folder / LOCK, shared=shared):
         yield
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 from components.platform.impact import rounds
 from components.platform.store import Store
@@ -111,8 +110,7 @@ def _made_from(store: Store, uri: str, digest: str) -> Iterator[tuple[str, str]]
         except MissingInputError:
             return  # `lineage verify` tells; what is left of the chain was asked
         yield from found.parents.items()
-        parts = PurePosixPath(uri).parts[-2:]
-        record = store.record(*parts) if len(parts) == 2 else None
+        record = store.record_of(uri)
         uri = record.inputs["parent"].uri if record and "parent" in record.inputs else ""
 
 

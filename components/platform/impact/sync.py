@@ -14,9 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from components.platform import peek
+from components.platform.champion import RECEIPT_KEY
 from components.platform.impact import reading
 from components.platform.impact.gather import NOT_BIOVLM, Gatherer
-from components.platform.impact.index import DamagedIndexError, Index
+from components.platform.impact.index import Index
 from components.platform.settings import Settings
 from components.platform.store import Store, open_store
 from components.platform.tracking import Tracking
@@ -27,7 +28,6 @@ Registered = list[tuple[str, str, dict[str, str]]]
 """Name, number and tags of versions."""
 Tell = Callable[[str], object]
 FOLDER = "impact"
-RECEIPT = "biovlm.receipt_key"
 
 
 def folder(settings: Settings) -> Path:
@@ -46,19 +46,6 @@ def registered(settings: Settings) -> Registered:
         return [(one.name, one.version, one.tags) for name in models(settings) for one in history(settings, name)]
 
 
-def fresh(settings: Settings, tell: Tell) -> None:
-    """Bring the index up to date, if it is not."""
-    versions = registered(settings)
-    try:
-        with Index.reading(folder(settings)) as index:
-            stale = is_stale(index, versions)
-    except DamagedIndexError as error:
-        tell(error.message)
-        stale = True
-    if stale:
-        update(settings, versions, tell)
-
-
 def is_stale(index: Index, versions: Registered) -> bool:
     """Whether the registry names something that the index has not, or something that could not be read may be there by now."""
     execute = index.database.execute
@@ -66,7 +53,7 @@ def is_stale(index: Index, versions: Registered) -> bool:
         (model, number, receipt)
         for model, number, receipt in execute("SELECT model, number, receipt FROM versions WHERE gone = 0")
     }
-    if known != {(model, number, tags.get(RECEIPT, "")) for model, number, tags in versions}:
+    if known != {(model, number, tags.get(RECEIPT_KEY, "")) for model, number, tags in versions}:
         return True
     for question in (
         f"SELECT 1 FROM versions WHERE flaw NOT IN ('', '{NOT_BIOVLM}')",  # noqa: S608 (a constant)
@@ -88,7 +75,7 @@ def update(settings: Settings, versions: Registered, tell: Tell) -> None:
         execute("UPDATE versions SET gone = 1")
         gatherer = Gatherer(store, index)
         for number, (model, version, tags) in enumerate(versions, 1):
-            if (model, version, tags.get(RECEIPT, "")) in done and not _flawed(index, model, version):
+            if (model, version, tags.get(RECEIPT_KEY, "")) in done and not _flawed(index, model, version):
                 execute("UPDATE versions SET gone = 0 WHERE model = ? AND number = ?", (model, version))
                 continue
             gatherer.version(model, version, tags)

@@ -11,27 +11,24 @@ there is none. What must not go on (a job past its limits) is deleted here.
 
 from __future__ import annotations
 
-import datetime
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 from components.platform import pools
 from components.platform.heavy import HeavyWork, Result
 from components.platform.kuberay import manifest, quota, waiter
 from components.platform.kuberay.adopting import Way, decide, look_of
 from components.platform.kuberay.client import Cluster, Object
-from components.platform.kuberay.reaper import Leftover, RunState, leftovers, run_of
 from components.platform.kuberay.site import Site
 from components.platform.retries import MOST_ATTEMPTS
 from components.platform.settings import Settings
-from model.errors import BiovlmError, ConfigError, ExitCode, InternalError
+from model.errors import ConfigError, ExitCode, InternalError, kind_of
 
 Tell = Callable[[str], None]
 Ask = Callable[[], Result | None]
 GONE_SECONDS = 300.0
 """How long the deletion of a RayJob may take: KubeRay stops the Ray job first."""
 LOOK_AGAIN = 2.0
-OURS = f"{manifest.MANAGED}=biovlm"
 
 
 class KubeRay:
@@ -39,7 +36,7 @@ class KubeRay:
 
     Args:
         site: The cluster.
-        pools: The pools by name.
+        known: The pools by name.
         cluster: The way to the API server.
         clock: Seconds, monotonic.
         sleep: Waits for that many seconds.
@@ -72,19 +69,6 @@ class KubeRay:
         job_name = self._start(work, name, pool, tell, result)
         end = self._wait(job_name, work, tell)
         _close(end, job_name, result if end.ask_result else lambda: None)
-
-    def stop(self, run_id: str) -> list[str]:
-        """Delete all RayJobs of a run; returns their names."""
-        ours = [job for job in self._ours() if run_of(job) == run_id]
-        return self._delete(Leftover(job, "") for job in ours)
-
-    def reap(self, state_of: Callable[[str], RunState], now: datetime.datetime | None = None) -> list[Leftover]:
-        """Delete the RayJobs whose run is over; returns them with the reason."""
-        jobs = self._ours()
-        runs = {run: state_of(run) for run in {run_of(job) for job in jobs}}
-        found = leftovers(jobs, runs, now or datetime.datetime.now(datetime.UTC))
-        self._delete(found)
-        return found
 
     def _fits(self, job: Object, name: str, pool: pools.Pool) -> None:
         """ConfigError if the pool's queue can never admit the job: Kueue would let it wait for ever."""
@@ -148,20 +132,10 @@ class KubeRay:
                 return turn.end
         raise InternalError("the watch on a RayJob ended without a word", "start the step again")
 
-    def _ours(self) -> list[Object]:
-        return self._cluster.jobs(OURS)
 
-    def _delete(self, found: Iterable[Leftover]) -> list[str]:
-        names = []
-        for leftover in found:
-            self._cluster.delete(leftover.job)
-            names.append(str(leftover.job["metadata"]["name"]))
-        return names
-
-
-def connected(settings: Settings, environment: Mapping[str, str] | None = None) -> KubeRay:
+def connected(settings: Settings) -> KubeRay:
     """The back end for the cluster that this process is in, or that its kubeconfig names. Errors as `Site.from_environment`."""
-    site = Site.from_environment(environment)
+    site = Site.from_environment()
     return KubeRay(site, pools.load(settings.pools), Cluster(site.namespace))
 
 
@@ -186,14 +160,9 @@ def _close(end: waiter.End, job_name: str, ask: Ask) -> None:
     if said is not None and said.exit_code == ExitCode.DONE:
         return
     if said is not None and end.state is not waiter.State.STUCK:
-        raise _letter(said.exit_code, f"{said.message or 'the work failed'} (RayJob {job_name})", said.hint)
+        raise kind_of(said.exit_code)(f"{said.message or 'the work failed'} (RayJob {job_name})", said.hint)
     if end.state is waiter.State.DONE:
         raise InternalError(
             f"the RayJob {job_name} succeeded and left no result", "the store may have refused it; the entrypoint writes it last"
         )
-    raise _letter(end.code, f"{end.message} ({job_name})", end.hint)
-
-
-def _letter(code: int, message: str, hint: str) -> BiovlmError:
-    known = {kind.exit_code: kind for kind in BiovlmError.__subclasses__()}
-    return next((kind for value, kind in known.items() if value == code), InternalError)(message, hint)
+    raise kind_of(end.code)(f"{end.message} ({job_name})", end.hint)

@@ -58,7 +58,6 @@ class Cluster:
         namespace: Where.
         connection: Makes an API client; called again when a token was refused.
         patience_seconds: How long a server that does not answer is asked again.
-        watch_seconds: Longest time without a fresh read.
         clock: Seconds, monotonic.
         sleep: Waits for that many seconds.
     """
@@ -68,12 +67,11 @@ class Cluster:
         namespace: str,
         connection: Callable[[], Any] = connect,
         patience_seconds: float = PATIENCE_SECONDS,
-        watch_seconds: int = WATCH_SECONDS,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.namespace, self._connection, self._patience = namespace, connection, patience_seconds
-        self._watch_seconds, self._clock, self._sleep = watch_seconds, clock, sleep
+        self._clock, self._sleep = clock, sleep
         self._objects: Any = None
 
     def create(self, body: Object) -> bool:
@@ -131,7 +129,7 @@ class Cluster:
             raise
 
     def looks(self, name: str) -> Iterator[Object | None]:
-        """The RayJob now, and whenever it changed or `watch_seconds` passed; None when it is gone. Errors as `_call`."""
+        """The RayJob now, and whenever it changed or WATCH_SECONDS passed; None when it is gone. Errors as `_call`."""
         while True:
             began, job = self._clock(), self.read(name)
             yield job
@@ -181,8 +179,8 @@ class Cluster:
             PLURAL,
             field_selector=f"metadata.name={name}",
             resource_version=version,
-            timeout_seconds=self._watch_seconds,
-            _request_timeout=self._watch_seconds + CALL_SECONDS,
+            timeout_seconds=WATCH_SECONDS,
+            _request_timeout=WATCH_SECONDS + CALL_SECONDS,
         )
         for event in events:
             yield None if event["type"] == "DELETED" else event["object"]

@@ -163,12 +163,6 @@ def _environment(work: HeavyWork, site: Site, before: int) -> list[dict[str, Any
 
 
 def _check(work: HeavyWork) -> None:
-    wanted = work.resources
-    if work.estimate_hours is not None and wanted.deadline_hours < work.estimate_hours:
-        raise ConfigError(
-            f"step {work.step}: resources.deadline_hours is {wanted.deadline_hours:g}, the estimate is {work.estimate_hours:g} hours",
-            "raise resources.deadline_hours, or take more workers or a faster pool",
-        )
     for what, uri in (("spec", work.spec_uri), ("result", work.result_uri)):
         if not ADDRESS.match(uri):
             raise ConfigError(

@@ -9,7 +9,6 @@ Each asks once. Nothing is made or changed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import kubernetes
@@ -27,11 +26,11 @@ class Survey:
 
     Args:
         namespace: Of the Ray jobs.
-        connection: Makes an API client. Errors as `client.connect`.
     """
 
-    def __init__(self, namespace: str, connection: Callable[[], Any] = connect) -> None:
-        self.namespace, self._client = namespace, connection()
+    def __init__(self, namespace: str) -> None:
+        """Errors as `client.connect`."""
+        self.namespace, self._client = namespace, connect()
 
     def version(self) -> tuple[int, int]:
         """Major and minor version of the server. RefusedError: it does not say."""

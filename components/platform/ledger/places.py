@@ -1,8 +1,9 @@
-"""Where a ledger lies: a folder, or a prefix of a bucket. Names are made once, and never replaced or removed.
+"""Where a ledger and the history of a policy lie: a folder, or a prefix of a bucket. Names are made once, never replaced or removed.
 
     NAME/MARK/entries/00000001.json     one file an entry
     NAME/MARK/claims/KEY/000001         attempts of a run (fencing)
     NAME/MARK/sent/00000001/...         the outbox's notes
+    retraining/POLICY/000001.json       looks of a policy (components/platform/retraining/journal.py)
 
 `create` is the only way to write: of two that make one name at once, one gets it. In a folder, a file is written whole under another
 name and then linked, so that no reader sees half of one, whenever the writer is killed. In a bucket, it is a conditional put.
@@ -77,10 +78,11 @@ class Folder:
 class Prefix:
     """A place in a bucket."""
 
-    def __init__(self, where: str, *parts: str) -> None:
+    def __init__(self, where: str, variable: str, *parts: str) -> None:
+        """`where` is `s3://BUCKET/PREFIX`, the value of `variable`; ConfigError if it is not."""
         from components.platform.objects import Objects, place_of  # boto3, for those who share
 
-        bucket, prefix = place_of(where, "BIOVLM_LEDGER", "the ledger")
+        bucket, prefix = place_of(where, variable, "what is written once")
         self._objects = Objects(bucket, prefix).at(*parts)
         self.label = self._objects.label
 
@@ -103,9 +105,9 @@ class Prefix:
 def open_place(settings: Settings, *parts: str) -> Place:
     """The place of the ledger below `parts`: BIOVLM_LEDGER, else beside the shared store, else in the home."""
     if settings.ledger:
-        return Prefix(settings.ledger, *parts)
+        return Prefix(settings.ledger, "BIOVLM_LEDGER", *parts)
     if settings.shared_store:
-        return Prefix(settings.shared_store, "ledger", *parts)
+        return Prefix(settings.shared_store, "BIOVLM_STORE", "ledger", *parts)
     return Folder(settings.home.joinpath("ledger", *parts))
 
 

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from components.platform import signing
-from components.platform.champion import CHECKPOINT_DIGEST, RECEIPT_KEY
+from components.platform.champion import CHECKPOINT_DIGEST, EXPORT, RECEIPT_KEY
 from components.platform.impact import marks
 from components.platform.ledger.chain import passing
 from components.platform.ledger.registry import Book
@@ -29,14 +29,14 @@ def of_version(book: Book, version: str) -> dict[str, str]:
     """
     tags, told = book.tracking.numbered_tags(book.name, version) or {}, passing(book.entries(), version)
     store, known = open_store(book.settings), told.evidence if told else {}
-    for tag in (RECEIPT_KEY, CHECKPOINT_DIGEST, "biovlm.export"):
+    for tag in (RECEIPT_KEY, CHECKPOINT_DIGEST, EXPORT):
         if tag not in tags:
             raise MissingInputError(
                 f"version {version} of {book.name} has no tag {tag}: biovlm did not register it", "name another"
             )
     uri = f"steps/register/{tags[RECEIPT_KEY]}"
     found = {"receipt": store.manifest_of(uri).digest, "checkpoint": tags[CHECKPOINT_DIGEST]}
-    found |= signatures(book, store, tags[RECEIPT_KEY], tags["biovlm.export"], found["checkpoint"])
+    found |= signatures(book, store, tags[RECEIPT_KEY], tags[EXPORT], found["checkpoint"])
     found["licences"] = digest_of(licences(store, tags[RECEIPT_KEY]))
     for name, digest in found.items():
         if known.get(name, digest) != digest:

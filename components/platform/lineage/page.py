@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import jinja2
-
 from components.platform.lineage import drawing, licences
 from components.platform.lineage.graph import Document, Kind
 from components.platform.lineage.text import label, ordered, plain
+from model.evaluation.report_template import template
 
-TEMPLATE = "page.html.j2"
+TEMPLATE = Path(__file__).with_name("page.html.j2")
 TITLES = {
     Kind.VERSION: "Versions",
     Kind.CHECKPOINT: "Checkpoints",
@@ -43,16 +42,8 @@ TITLES = {
 
 def render(document: Document) -> str:
     """The page as HTML."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"label": label, "plain": plain}
     taint = licences.strictest(document)
-    return environment.get_template(TEMPLATE).render(
+    return template(TEMPLATE, {"label": label, "plain": plain}).render(
         document=document,
         top=document.node(document.about),
         pictures={"screen": drawing.wide(document), "telephone": drawing.narrow(document)},

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from components.platform.lineage import complete, steps, version
 from components.platform.lineage.graph import Document, Edge, Kind, Node, union
-from components.platform.store import Store
+from components.platform.store import Store, step_of
 from model import manifest
 from model.errors import BiovlmError
 
@@ -109,7 +109,7 @@ def _steps(store: Store, left: list[tuple[str, str]], proof: Proof, deep: bool =
         proof.note(name, problems)
         found.append(now)
         if deep:
-            left += [version.place_of(str(edge.facts["uri"])) for edge in now.edges if edge.role.startswith("read ")]
+            left += [step_of(str(edge.facts["uri"])) for edge in now.edges if edge.role.startswith("read ")]
     return found
 
 
@@ -130,7 +130,7 @@ def _artifact(store: Store, uri: str, digest: str, proof: Proof, edge: Edge | No
         folder = store.root / uri if type(store) is Store else store.fetch(uri, digest or None)
         said = manifest.read(folder)
         found = [problem.replace(f"{folder}/", "") for problem in manifest.problems(folder, said, digest or None)]
-        if not found and content != said.model_dump_json(indent=1).encode():
+        if not found and content != manifest.as_text(said).encode():
             found = [f"{manifest.FILE_NAME} has other bytes than the manifest that it holds"]
     except BiovlmError as error:
         found = [error.message]

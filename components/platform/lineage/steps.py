@@ -121,7 +121,7 @@ def of_step(content: bytes, found: Manifest, place: str = "the record") -> Docum
         record = StepRecord.model_validate_json(content)
     except ValidationError:
         raise DataError(f"{place} is not the record of a step", "it was changed or cut; run the recipe again") from None
-    artifact, step = _artifact(record, found), _step(record, content)
+    artifact, step = _artifact(found), _step(record, content)
     nodes, edges = [artifact, step], [Edge(source=artifact.id, target=step.id, role="made by")]
     for node, edge in (*_read(record, step), *_made_with(record, step), *_parents(found, artifact), *_contents(found, artifact)):
         nodes.append(node)
@@ -132,7 +132,7 @@ def of_step(content: bytes, found: Manifest, place: str = "the record") -> Docum
     return document(artifact, nodes, edges)
 
 
-def _artifact(record: StepRecord, found: Manifest) -> Node:
+def _artifact(found: Manifest) -> Node:
     kind = ARTIFACTS[found.kind]
     facts: dict[str, Any] = {name: found.facts[name] for name in SHOWN.get(kind, ()) if name in found.facts}
     facts |= {"bytes": sum(entry.size_bytes for entry in found.files), "files": len(found.files)}

@@ -37,7 +37,7 @@ def tags(document: Document) -> dict[str, str]:
         champion.CHECKPOINT_PATH: str(weights.facts["uri"]),
         "biovlm.report": _digest(named["judged by"]),
         "biovlm.data": _digest(named["data of"]),
-        "biovlm.export": str(export.facts["uri"]),
+        champion.EXPORT: str(export.facts["uri"]),
         "biovlm.recipe": recipe_node.name if recipe_node else "",
         "biovlm.recipe_digest": _digest(recipe),
         "biovlm.commit": ", ".join(name.removesuffix("+changes") for name in commits),

@@ -12,14 +12,13 @@ The document says nothing of the registration's own time and machine: the same c
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import PurePosixPath
 
 from components.platform import signing
 from components.platform.ledger.entry import Entry
 from components.platform.lineage import steps
 from components.platform.lineage.graph import Document, Edge, Kind, Node, document, union
 from components.platform.signing import Seal
-from components.platform.store import Source, Store
+from components.platform.store import Source, Store, step_of
 from model.errors import MissingInputError
 
 CANDIDATE = "candidate"
@@ -96,18 +95,12 @@ def reached(store: Store, sources: Iterable[Source]) -> Iterator[tuple[str, str]
     left, seen = [source.uri for source in sources], set()
     while left:
         uri = left.pop(0)
-        kind, key = place_of(uri)
+        kind, key = step_of(uri)
         if key in seen or not kind:
             continue
         seen.add(key)
         yield kind, key
         left += [str(edge.facts["uri"]) for edge in steps.ensure(store, kind, key).edges if edge.role.startswith("read ")]
-
-
-def place_of(uri: str) -> tuple[str, str]:
-    """Kind and key of the step that made the artifact at `uri`; empty if it is not a step's."""
-    parts = PurePosixPath(uri).parts
-    return (parts[1], parts[2]) if len(parts) == 3 and parts[0] == "steps" else ("", "")
 
 
 def read(store: Store, receipt: str) -> Document:

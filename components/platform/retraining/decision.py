@@ -14,11 +14,12 @@ import datetime
 from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from components.platform.retraining.drift import Shift
 from components.platform.retraining.feedback import Feedback
 from components.platform.retraining.policy import CodeReason, Policy, UnknownCost
+from model.config.choices import Strict
 from model.errors import NEVER_RETRIED, ExitCode
 from model.manifest import digest_of
 
@@ -27,12 +28,6 @@ MOST_TRIES = 3
 """How often the same training is begun, if it ends without success and nobody says why."""
 SHOWN = 12
 """Hex digits of a digest that a reader sees."""
-
-
-class Strict(BaseModel):
-    """Facts travel as JSON between the steps of a run."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Made(Strict):

@@ -13,16 +13,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from pydantic import BaseModel, ConfigDict
+from model.config.choices import Strict
 
 ABSENT = 0.5
 """Records of a value that one side lacks, in the index."""
 
 
-class Shift(BaseModel):
+class Shift(Strict):
     """How far the mix of one variable has moved."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     data_set: str
     variable: str

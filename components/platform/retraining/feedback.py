@@ -5,7 +5,6 @@
 1. `read` checks every line and counts; the text of a correction, if there is one, is looked at by nobody here.
 2. What was counted before must still be there, byte for byte: `Feedback.digest` covers the lines so far, and a file whose beginning
    changed is refused. So a line counts once, and no correction vanishes between two trainings.
-
 3. `corrections` gives the lines themselves to whoever makes a data set of them (components/data/corrections.py).
 """
 
@@ -18,8 +17,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
+from model.config.choices import Strict
 from model.data import strict_json
 from model.data.strict_json import FlawError
 from model.errors import DataError, MissingInputError, RefusedError
@@ -39,10 +39,8 @@ class Problem(StrEnum):
     BAD_IMAGE = "bad_image"
 
 
-class Correction(BaseModel):
+class Correction(Strict):
     """One line."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: Annotated[str, Field(min_length=1, max_length=150)]
     """Unique in the file."""
@@ -55,10 +53,8 @@ class Correction(BaseModel):
     time: datetime.datetime
 
 
-class Feedback(BaseModel):
+class Feedback(Strict):
     """How much of the file there is."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     lines: int = 0
     digest: str = hashlib.sha256(b"").hexdigest()

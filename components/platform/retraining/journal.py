@@ -9,121 +9,93 @@ Kept for the cool-down, the budget and for whoever asks why there was, or was no
 
 from __future__ import annotations
 
-import os
+import datetime
 import re
-import uuid
-from pathlib import Path
-from typing import Protocol
+from collections.abc import Sequence
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
-from components.platform.retraining.decision import Entry
+from components.platform.ledger.places import Folder, Place, Prefix
+from components.platform.retraining.decision import Decision, Entry, Facts, Verdict
 from components.platform.settings import Settings
+from model.config.choices import Strict
 from model.errors import DataError, RefusedError
-from model.manifest import cannot_write, write_durably
 
 FOLDER = "retraining"
 LOOK = re.compile(r"^(\d{6})\.json$")
 
 
-class End(BaseModel):
+class End(Strict):
     """How a training ended."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     exit_code: int
     run_id: str
 
 
-class Place(Protocol):
-    """Where documents lie by name."""
+def entry_of(
+    decision: Decision, facts: Facts, history: Sequence[Entry], moment: datetime.datetime, run_id: str, takes: bool = False
+) -> Entry:
+    """A look as the history keeps it.
 
-    label: str
-
-    def names(self, start: str) -> list[str]: ...
-
-    def find(self, name: str) -> bytes | None: ...
-
-    def put_new(self, name: str, content: bytes) -> bool: ...
-
-
-class Folder:
-    """A place on this machine; an object of the bucket answers the same questions (components/platform/objects.py)."""
-
-    def __init__(self, root: Path) -> None:
-        self._root, self.label = root, str(root)
-
-    def names(self, start: str) -> list[str]:
-        """Of the documents that begin with `start`."""
-        return [path.name for path in self._root.glob(f"{start}*.json")]
-
-    def find(self, name: str) -> bytes | None:
-        """A document; None if there is none."""
-        try:
-            return (self._root / name).read_bytes()
-        except FileNotFoundError:
-            return None
-
-    def put_new(self, name: str, content: bytes) -> bool:
-        """Make a document, whole and durable; False if there is one. CannotWriteError: the disk does not take it."""
-        aside = self._root / f".{name}.{uuid.uuid4().hex[:8]}.tmp"
-        try:
-            self._root.mkdir(parents=True, exist_ok=True)
-            write_durably(aside, content)
-            os.link(aside, self._root / name)  # fails where the name is taken, unlike a rename
-        except FileExistsError:
-            return False
-        except OSError as error:
-            raise cannot_write(self._root / name, error) from error
-        finally:
-            aside.unlink(missing_ok=True)
-        return True
+    Args:
+        decision: What was decided.
+        facts: On which.
+        history: The looks before.
+        moment: The clock.
+        run_id: Of the run that looked.
+        takes: Whether a training takes the new corrections; those that it does not take are counted again by the next look.
+    """
+    runs = decision.verdict is Verdict.RUN
+    return Entry(
+        number=len(history) + 1,
+        time=moment,
+        verdict=decision.verdict,
+        made=facts.now.digest,
+        gpu_hours=(facts.gpu_hours or 0.0) if runs and not decision.goes_on else 0.0,
+        feedback=facts.feedback if runs and takes else facts.counted,
+        run_id=run_id,
+        reasons=decision.reasons,
+    )
 
 
 class Journal:
     """The looks of one policy."""
 
     def __init__(self, settings: Settings, policy: str) -> None:
-        self._place = _place(settings, policy)
+        shared = settings.shared_store
+        self._place: Place = Prefix(shared, "BIOVLM_STORE") if shared else Folder(settings.home)
+        self._folder = f"{FOLDER}/{policy}/"
+        self._label = f"{self._place.label}/{FOLDER}/{policy}"
 
     def entries(self) -> list[Entry]:
         """Every look, oldest first. DataError: a document was changed, or one is missing."""
-        numbers = sorted(int(match[1]) for name in self._place.names("") if (match := LOOK.match(name)))
+        names = (name.removeprefix(self._folder) for name in self._place.names(self._folder))
+        numbers = sorted(int(match[1]) for name in names if (match := LOOK.match(name)))
         if numbers != list(range(1, len(numbers) + 1)):
-            raise DataError(
-                f"{self._place.label}: a look is missing among {len(numbers)}", "bring the history of the policy back"
-            )
+            raise DataError(f"{self._label}: a look is missing among {len(numbers)}", "bring the history of the policy back")
         return [self._entry(number) for number in numbers]
 
     def append(self, entry: Entry) -> None:
         """Write the next look. RefusedError: another process wrote one of this number at the same time."""
-        if not self._place.put_new(_name(entry.number), entry.model_dump_json(indent=1).encode()):
+        if not self._place.create(self._folder + _name(entry.number), entry.model_dump_json(indent=1).encode()):
             raise RefusedError(
-                f"another process looked at the same time: {self._place.label} has number {entry.number} already",
+                f"another process looked at the same time: {self._label} has number {entry.number} already",
                 "nothing was begun here; the other one did what was to be done",
             )
 
     def ended(self, number: int, exit_code: int, run_id: str) -> None:
         """Say how the training of a look ended; what was said first stays."""
-        self._place.put_new(_end(number), End(exit_code=exit_code, run_id=run_id).model_dump_json().encode())
+        self._place.create(self._folder + _end(number), End(exit_code=exit_code, run_id=run_id).model_dump_json().encode())
 
     def _entry(self, number: int) -> Entry:
         try:
-            found = Entry.model_validate_json(self._place.find(_name(number)) or b"")
-            end = self._place.find(_end(number))
+            found = Entry.model_validate_json(self._place.read(self._folder + _name(number)) or b"")
+            end = self._place.read(self._folder + _end(number))
             return found if end is None else found.model_copy(update=End.model_validate_json(end).model_dump())
         except ValidationError:
             raise DataError(
-                f"{self._place.label}/{_name(number)} is no look of a policy", "it was changed: bring it back from a copy"
+                f"{self._label}/{_name(number)} is no look of a policy", "it was changed: bring it back from a copy"
             ) from None
-
-
-def _place(settings: Settings, policy: str) -> Place:
-    if not settings.shared_store:
-        return Folder(settings.home / FOLDER / policy)
-    from components.platform.objects import Objects, place_of  # boto3, for those who share
-
-    return Objects(*place_of(settings.shared_store, "BIOVLM_STORE", "the history of a policy")).at(FOLDER, policy)
 
 
 def _name(number: int) -> str:

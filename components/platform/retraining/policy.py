@@ -178,4 +178,4 @@ def known_keys(location: tuple[Any, ...]) -> list[str]:
         field = getattr(model, "model_fields", {}).get(part)
         kinds = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
         model = next((kind for kind in kinds if hasattr(kind, "model_fields")), None)
-    return sorted(getattr(model, "model_fields", {}))
+    return list(getattr(model, "model_fields", {}))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from components.platform.retraining import basis
 from components.platform.retraining.decision import Entry, Facts
@@ -16,14 +16,12 @@ from components.platform.retraining.feedback import Feedback
 from components.platform.retraining.journal import Journal
 from components.platform.retraining.policy import Policy
 from components.platform.settings import Settings
-from model.config import Recipe
+from model.config import Recipe, Strict
 from model.errors import ConfigError
 
 
-class Question(BaseModel):
+class Question(Strict):
     """Train again, or not?"""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     policy: Policy
     facts: Facts

@@ -199,6 +199,27 @@ def qwen() -> Qwen2_5_VLForConditionalGeneration:
     return Qwen2_5_VLForConditionalGeneration(config).float().train()
 
 
+def lay_positions(documents: Sequence[Document], alone: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Positions of a packed sequence for models with several axes (Qwen-VL: time, height, width).
+
+    Args:
+        documents: As in `Batch`, covering T tokens.
+        alone: For each branch, or each document without branches, in order: (A, L) positions of its example as if it stood alone.
+
+    Returns:
+        (A, 1, T): every token has the position that it has alone.
+    """
+    waiting = iter(alone)
+    pieces: list[torch.Tensor] = []
+    for document in documents:
+        if not document.branches:
+            pieces.append(next(waiting))
+        for number, _ in enumerate(document.branches):
+            own = next(waiting)
+            pieces.append(own if number == 0 else own[:, document.trunk :])
+    return torch.cat(pieces, dim=1)[:, None]
+
+
 def test_qwen_with_positions_on_three_axes_follows_the_same_rule() -> None:
     alone = qwen()
     together = copy.deepcopy(alone)
@@ -229,7 +250,7 @@ def test_qwen_with_positions_on_three_axes_follows_the_same_rule() -> None:
     inputs = inputs.masked_scatter((batch.input_ids == 290)[..., None], torch.cat(seen))
     states = together.model.language_model(
         inputs_embeds=inputs,
-        position_ids=packed.lay_positions(batch.documents, positions),
+        position_ids=lay_positions(batch.documents, positions),
         use_cache=False,
         layout=packed.layout_of(batch),
     ).last_hidden_state[0]
