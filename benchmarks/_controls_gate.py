@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from benchmarks._controls_crash import Mutation
 
-DECISION, SIGNING, GATE = (
-    f"tests/{name}.py::" for name in ("model/evaluation/test_decision", "components/test_signing", "components/test_gate")
+DECISION, SIGNING, GATE, SERVER = (
+    f"tests/{name}.py::"
+    for name in ("model/evaluation/test_decision", "components/test_signing", "components/test_gate", "components/test_server")
 )
 VERDICT, OWN, COMPARE, DECIDE, SIGN, KEYS, FOLDERS = (
     "model/evaluation/verdict.py",
@@ -74,8 +75,38 @@ ROWS = (
     ),
     (
         "a changed gate needs approval",
-        (DECIDE, "    if own == grounds.champions_gate:", "    if True:"),
+        ("model/evaluation/gates.py", "    if own == champions_gate:", "    if True:"),
         DECISION + "test_a_gate_that_was_changed_needs_a_place_on_the_approved_list",
+    ),
+    (
+        "preflight refuses a gate that nobody approved",
+        (
+            "components/preflight/step.py",
+            "        approved.refuse_gate(settings, checked.registered_model, checked.promotion, found)\n",
+            "        _ = approved\n",
+        ),
+        GATE + "test_a_gate_that_nobody_approved_is_refused_before_anything_is_trained",
+    ),
+    (
+        "preflight refuses a base model whose licence forbids the purpose",
+        ("components/preflight/step.py", "        _licences(checked, log)\n", ""),
+        "tests/components/test_preflight.py::"
+        "test_a_base_model_whose_licence_forbids_the_purpose_ends_with_77_and_an_unknown_one_is_told",
+    ),
+    (
+        "what is served is what was signed",
+        ("components/register/server.py", "    if wrong:", "    if False:"),
+        SERVER + "test_what_is_not_what_was_signed_is_refused_and_nothing_of_it_runs[code]",
+    ),
+    (
+        "a version is proved before it is served",
+        ("components/register/server.py", "    proof.of_version(book, found.version)\n", "    _ = proof\n"),
+        SERVER + "test_a_withdrawn_version_is_not_served",
+    ),
+    (
+        "no request comes back from MLflow's scoring server",
+        ("components/register/serving.py", "        quiet.install()\n", "        _ = quiet\n"),
+        "tests/components/test_serving.py::test_in_one_process_too_a_refusal_does_not_quote_the_question",
     ),
     (
         "an approval ends",

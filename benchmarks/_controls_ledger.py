@@ -73,6 +73,13 @@ CONTROLS: tuple[Mutation, ...] = (
         RULES + "test_a_withdrawn_version_is_neither_promoted_nor_gone_back_to",
     ),
     Mutation(
+        "a withdrawal that is taken back leaves those of other lists",
+        FOLDER + "chain.py",
+        "            held.pop(of, None)",
+        "            held.clear()",
+        RULES + "test_a_withdrawal_that_is_taken_back_leaves_what_another_list_withdrew_and_promotes_nothing",
+    ),
+    Mutation(
         "what was rolled back needs a person",
         FOLDER + "rules.py",
         "if not found.approvals and fell is None:",

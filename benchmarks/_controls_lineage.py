@@ -52,7 +52,7 @@ CONTROLS: tuple[Mutation, ...] = (
     Mutation(
         "the ledger's end is the one that the registry remembers",
         f"{PLATFORM}/auditing.py",
-        '        chain.against(ledger.entries(), facts.tags.get(registry.ANCHOR, ""))\n',
+        '        chain.against(entries, facts.tags.get(registry.ANCHOR, ""))\n',
         "",
         LINEAGE + "test_a_ledger_that_lost_its_end_is_found",
     ),
@@ -69,6 +69,13 @@ CONTROLS: tuple[Mutation, ...] = (
         'if self.client.get_run(run).info.lifecycle_stage != "active":',
         "if False:",
         LINEAGE + "test_a_deleted_run_is_found_and_named",
+    ),
+    Mutation(
+        "an alias that was moved by hand is named",
+        f"{PLATFORM}/auditing.py",
+        "in registry.drifted(chain.state(entries), facts.aliases) if entries else ():",
+        "in ():",
+        LINEAGE + "test_an_alias_that_was_moved_by_hand_is_found_and_named",
     ),
     Mutation(
         "a receipt is that of its version",

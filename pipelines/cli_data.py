@@ -51,6 +51,23 @@ def import_set(
     _show(revision, json, name)
 
 
+def corrections(
+    policy: Annotated[Path, typer.Argument(help="A policy.yaml that names the file: because.feedback.", metavar="POLICY")],
+    json: Json = False,
+) -> None:
+    """Make a data set of the corrections that a policy names, and train nothing: schedules on a cluster follow its versions."""
+    from components.platform.settings import Settings
+    from pipelines import retraining
+
+    plan = retraining.read(policy)
+    taken = retraining.take_all(plan, Settings.from_environment())
+    output.say(
+        f"{taken.learned} corrections are learned from, {taken.left_out} lines left out: no answer, or nothing that training reads"
+    )
+    wanted = plan.policy.because.feedback
+    _show("HEAD", json, wanted.set if wanted else None)
+
+
 def check(
     name: Annotated[str, typer.Argument(help="A data set of the registry.", metavar="NAME")],
     revision: Annotated[str, typer.Option("--revision", help="Git revision of the registry.")] = "HEAD",

@@ -2,7 +2,8 @@
 
 1. `impact` reads what is asked for, or a withdrawal list, and asks the index (components/platform/impact).
 2. With a list it says what follows (`_followed`), and marks it unless `--dry-run`.
-3. An answer that is not complete is printed, and then ends with 66: who acts on it must know.
+3. `--undo` takes back a withdrawal that was a mistake, by the digest of its list.
+4. An answer that is not complete is printed, and then ends with 66: who acts on it must know.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from model.errors import MissingInputError, UsageError
+from model.errors import MissingInputError, RefusedError, UsageError
 from pipelines import output
 from pipelines.cli_options import SHOWN, Json
 
@@ -41,6 +42,10 @@ def impact(
     withdraw: Annotated[
         Path | None, typer.Option("--withdraw", help="Withdrawal list: `KIND VALUE` a line; marks what learned.", metavar="FILE")
     ] = None,
+    undo: Annotated[
+        str,
+        typer.Option("--undo", help="Take back the withdrawal of the list with this digest, or its beginning.", metavar="LIST"),
+    ] = "",
     reason: Annotated[str, typer.Option("--reason", help="Why; stands in the registry, so no names.", metavar="TEXT")] = "",
     by: Annotated[str, typer.Option("--by", help="Who orders it; this user.", metavar="NAME")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what a withdrawal would mark, and mark nothing.")] = False,
@@ -60,12 +65,15 @@ def impact(
         Subject.LICENCE: licence,
     }
     items = [question.item(subject, value) for subject, values in given.items() for value in values or ()]
-    if bool(items) == (withdraw is not None):
+    if bool(items) + (withdraw is not None) + bool(undo) != 1:
         raise UsageError(
-            "give what is asked for, or a withdrawal list",
-            "`biovlm lineage impact --patient ID`, or `--withdraw FILE --reason TEXT`",
+            "give what is asked for, or a withdrawal list, or one to take back",
+            "`biovlm lineage impact --patient ID`, or `--withdraw FILE --reason TEXT`, or `--undo LIST --reason TEXT`",
         )
     settings = Settings.from_environment()
+    if undo:
+        _undo(settings, undo, reason, by, dry_run, json)
+        return
     if withdraw is None:
         told = ask.ask(settings, items, output.say)
         _tell(told, len(items), json, {})
@@ -76,6 +84,33 @@ def impact(
         told = ask.ask(settings, wanted.items, output.say)
         _tell(told, len(wanted.items), json, _withdraw(settings, told, wanted, reason, by, dry_run))
     _refuse_incomplete(told, wanted.items if withdraw else items)
+
+
+def _undo(settings: Settings, beginning: str, reason: str, by: str, dry_run: bool, json: bool) -> None:
+    """Take back a withdrawal. Where a site has approvers, only somebody whose key is among theirs may."""
+    from components.platform.impact import withdrawals
+    from components.platform.ledger import acts
+
+    if not reason.strip():
+        raise UsageError(
+            "taking back a withdrawal needs a reason", "--reason TEXT, without names of patients: it stands in the registry"
+        )
+    who = acts.person(settings)
+    if settings.approvers and not who.proven:
+        raise RefusedError("nobody knows who takes the withdrawal back", "set BIOVLM_ACTOR_KEY to the file of your own key")
+    found = withdrawals.find(settings, beginning)
+    if dry_run:
+        freed = withdrawals.withdrawn_by(settings, found)
+    else:
+        freed = withdrawals.undo(settings, found, who.name if who.proven else by or who.name, reason.strip())
+    named = [f"{model} {number}" for model, number in freed]
+    if json:
+        output.emit_json({"list": found, "undone": not dry_run, "versions": named})
+        return
+    state = "would be" if dry_run else "is"
+    output.emit(f"the withdrawal of list {found[:SHOWN]} {state} taken back: {_count(len(named), 'version')}")
+    for name in named[:MOST_LINES]:
+        output.emit(f"not withdrawn by it any more: {name}")
 
 
 def _withdraw(settings: Settings, told: Told, wanted: Withdrawal, reason: str, by: str, dry_run: bool) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`biovlm train`, `evaluate` and `chat`: one part of the way, by hand."""
+"""`biovlm train`, `evaluate`, `chat` and `serve`: one part of the way, by hand."""
 
 from __future__ import annotations
 
@@ -137,6 +137,24 @@ def chat(
         output.emit_json({"model": address, "question": question, "answer": answer})
     else:
         output.emit(answer)
+
+
+def serve(
+    model: Annotated[str | None, typer.Option("--model", help="models:/NAME@ALIAS; the tiny recipe's champion.")] = None,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on; it asks nobody who they are.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port to listen on.")] = 5001,
+) -> None:
+    """Answer over HTTP as `mlflow models serve` does, once everything that is served was proved. Research use only."""
+    import tempfile
+
+    from components.platform.settings import Settings
+    from components.register import server
+
+    settings = Settings.from_environment()
+    with tempfile.TemporaryDirectory(prefix="biovlm-") as aside:
+        version, folder = server.proved(settings, model or _default_model(settings), Path(aside))
+        output.say(f"{version.name} {version.version} is proved; POST http://{host}:{port}/invocations. {RESEARCH}")
+        server.serve(settings, folder, host, port)
 
 
 def _default_model(settings: Settings) -> str:

@@ -33,7 +33,7 @@ from components.platform.retraining.policy import Policy, known_keys
 from components.platform.settings import Settings
 from model import recipe as recipes
 from model.config import DataSlice, Recipe
-from model.errors import ConfigError, MissingInputError
+from model.errors import ConfigError, MissingInputError, UsageError
 from pipelines import cron, estimate
 from pipelines.choice import RECIPES, must_know, named_beside
 
@@ -132,6 +132,21 @@ def _with_corrections(plan: Plan, registry: Registry, takes: bool) -> Plan:
     content["data"]["sets"][wanted.set] = {"revision": "HEAD"}
     content["stages"]["task"]["data"].append({"set": wanted.set, "kinds": ["question"], "weight": wanted.weight})
     return replace(plan, recipe=Recipe.model_validate(content))
+
+
+def take_all(plan: Plan, settings: Settings) -> Taken:
+    """Take all corrections of a policy's file into the data registry, without a training: what a curator does for a cluster.
+
+    Raises:
+        UsageError: The policy names no file. MissingInputError: There is no such file. Others as `feedback.read`, `corrections.take`.
+    """
+    wanted, path = plan.policy.because.feedback, plan.feedback_file
+    if wanted is None or path is None:
+        raise UsageError(f"the policy {plan.policy.name} names no file of corrections", "name one: because.feedback.file")
+    if not path.is_file():
+        raise MissingInputError(f"no file {path} of corrections", "`because.feedback.file` of the policy names it")
+    asked = DataSlice.model_validate(recipes.slices(plan.recipe)["data"])
+    return corrections.take(feedback.corrections(path), wanted.set, asked, open_registry(settings), settings)
 
 
 def take(found: Look, settings: Settings) -> Taken | None:

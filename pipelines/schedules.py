@@ -27,6 +27,7 @@ from model.errors import ConfigError, MissingInputError
 from model.manifest import canonical_json, digest_of
 from pipelines import choice, cron, retraining
 from pipelines.choice import RECIPES, must_know
+from pipelines.retraining import Plan
 from pipelines.submit import arguments
 
 MARK = re.compile(r"^biovlm schedule (?P<name>[a-z0-9_-]+), spec (?P<spec>[0-9a-f]{64})$", re.M)
@@ -148,11 +149,7 @@ def _of_policy(path: Path, time_zone: str) -> Wanted:
     plan = retraining.read(path)
     policy = plan.policy
     try:
-        if policy.because.feedback:
-            raise ConfigError(
-                "because.feedback: the file lies on this machine, and pods do not see it",
-                "`biovlm run --if-changed --policy` takes corrections here; a schedule sees the version of the data set that they become",
-            )
+        _pods_see_feedback(plan)
         _same_zone(policy.when.time_zone, time_zone)
         given = arguments(plan.recipe, policy.budget.gpu_hours, _trigger(policy.name)) | {
             "policy": canonical_json(policy.model_dump(mode="json"))
@@ -160,6 +157,20 @@ def _of_policy(path: Path, time_zone: str) -> Wanted:
         return Wanted(policy.name, cron.six_fields(policy.when.cron), True, given)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error.message}", error.hint) from None
+
+
+def _pods_see_feedback(plan: Plan) -> None:
+    """ConfigError unless corrections reach pods as versions of a data set: they see no file of this machine."""
+    wanted = plan.policy.because.feedback
+    if wanted is None:
+        return
+    learned = {mixture.set for mixture in plan.recipe.stages.task.data}
+    if wanted.set not in learned or wanted.set not in plan.policy.follow_data:
+        raise ConfigError(
+            f"because.feedback: {wanted.file} lies on this machine, and pods do not see it",
+            f"`biovlm data corrections POLICY`, where the data registry lies, makes the data set {wanted.set} of it; name that set in the "
+            "recipe (data.sets, and the data of stages.task) and in follow_data: each new version of it is then a reason to train",
+        )
 
 
 def _same_zone(wanted: str, time_zone: str) -> None:

@@ -22,7 +22,7 @@ import urllib.parse
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from components.platform import peek
 from components.platform.locks import held
@@ -44,11 +44,21 @@ QUIET = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # what it logs as an error it also raises, and a person gets a letter instead of its trace
 }
+LOADERS_NOTE = "registered_model_meta"
+"""MLflow writes the name and number of a version into the folder that it loads; where artifacts are files, into the kept one."""
 RUN_TAG, STEP_TAG, ATTEMPT_TAG, KEY_TAG = "biovlm.run_id", "biovlm.step", "biovlm.attempt", "biovlm.key"
 REUSED_TAG = "biovlm.reused"
 PROBED_TAG = "biovlm.probed"
 MOST_TRIES = 6
 T = TypeVar("T")
+
+
+class Laid(NamedTuple):
+    """A copy of what MLflow serves."""
+
+    folder: Path
+    files: dict[str, str]
+    """File -> SHA-256 of the copy."""
 
 
 class Tracking:
@@ -111,7 +121,11 @@ class Tracking:
             embedded = self.settings.tracking_uri.startswith("sqlite:")
             place = str(self.settings.mlflow_artifacts) if embedded else None
             mark = uuid.uuid4().hex
-            return self.client.create_experiment(self.settings.experiment, place, {peek.STORE_ID: mark}), mark
+            tags = {
+                peek.STORE_ID: mark,
+                "mlflow.experimentKind": "custom_model_development",
+            }  # else its pages are those for chatbots
+            return self.client.create_experiment(self.settings.experiment, place, tags), mark
         if peek.STORE_ID not in found.tags:
             self.client.set_experiment_tag(found.experiment_id, peek.STORE_ID, uuid.uuid4().hex)
             return self._experiment()
@@ -258,16 +272,22 @@ class Tracking:
 
     def served(self, model_id: str) -> dict[str, str] | None:
         """File -> SHA-256 of what MLflow serves of a LoggedModel; None if it is gone."""
+        with tempfile.TemporaryDirectory(prefix="biovlm-") as empty:
+            found = self.laid(model_id, Path(empty))
+            return found.files if found else None
+
+    def laid(self, model_id: str, below: Path) -> Laid | None:
+        """Copy what MLflow serves of a LoggedModel to a place below an empty folder, without MLflow's own note; None if it is gone."""
         from mlflow.artifacts import download_artifacts
         from mlflow.exceptions import MlflowException
 
         uri = self.settings.tracking_uri
         try:
             place = str(self.client.get_logged_model(model_id).artifact_location)
-            with tempfile.TemporaryDirectory(prefix="biovlm-") as empty:
-                folder = Path(download_artifacts(artifact_uri=place, dst_path=empty, tracking_uri=uri))
-                files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-                return {path.relative_to(folder).as_posix(): sha256_file(path) for path in files}
+            folder = Path(download_artifacts(artifact_uri=place, dst_path=str(below), tracking_uri=uri))
+            (folder / LOADERS_NOTE).unlink(missing_ok=True)
+            files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+            return Laid(folder, {path.relative_to(folder).as_posix(): sha256_file(path) for path in files})
         except (MlflowException, OSError):
             return None
 

@@ -1,9 +1,10 @@
 """Preflight: check now what would fail later, and hand each step its slice of the recipe.
 
 1. The recipe is validated again: on a cluster it comes from whoever pressed the button.
-2. What the run may cost bounds the deadline of each heavy step. Libraries, licences, the store, the disk and the keys of a cluster are
-   looked at, and whether tracking store and registry can be written; each complaint is one letter with the way out.
-3. The present champion is read, so that the whole run compares with the same one.
+2. What the run may cost bounds the deadline of each heavy step. Libraries, licences of base models, the store, the disk and the keys of a
+   cluster are looked at, and whether tracking store and registry can be written; each complaint is one letter with the way out.
+3. The present champion is read, so that the whole run compares with the same one; and the recipe's gate must be one that may judge
+   against it: what would else be refused after hours.
 4. Of a scheduled run, the data step is asked whether to train again (components/platform/retraining/question.py).
 5. Out come nine texts (one slice for each step, the mark of the tracking store, that question), what a worker asks for on a cluster,
    and the reference to the champion's checkpoint.
@@ -24,10 +25,11 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
+from components.platform import approved, keys, pools
 from components.platform import champion as champions
-from components.platform import keys, pools
 from components.platform.events import EventLog, EventType
 from components.platform.lineage import licences
+from components.platform.lineage.licences import Terms
 from components.platform.retraining import question as retraining
 from components.platform.settings import Settings
 from components.platform.step import guarded
@@ -85,13 +87,14 @@ def run(recipe_json: str, champion: str, budget: str = "", policy: str = "") -> 
         if settings.launcher == "process":
             _machine(checked.resources, log)
         _bases(checked.model)
-        _licences(checked)
+        _licences(checked, log)
         keys.refuse_stranger(settings)
         _writable(settings.store)
         open_store(settings).check()
         if settings.tracking_uri.startswith(("http://", "https://")):  # the embedded store lies in the home, which was tried
             Tracking(settings).try_writing(checked.registered_model)
         found, tracking = champions.present(settings, checked.registered_model)
+        approved.refuse_gate(settings, checked.registered_model, checked.promotion, found)
         found.write(Path(champion), settings.store)
         slices = recipe.slices(checked)
         question = retraining.ask(policy, checked, slices, settings).model_dump_json() if policy else ""
@@ -163,15 +166,20 @@ def _bases(wanted: Model) -> None:
             )
 
 
-def _licences(wanted: Recipe) -> None:
-    """RefusedError where the gate would refuse in the end: a base model's stated licence forbids what the version shall be used for."""
+def _licences(wanted: Recipe, log: EventLog) -> None:
+    """A base model that may not be used for the purpose would be told by the gate only; licences of data sets come with the data step."""
+    parts = {"tower": wanted.model.tower, "language": wanted.model.language}
+    stated = {name: part.licence for name, part in parts.items() if part.source}
     purpose = wanted.promotion.purpose
-    for part, source in (("tower", wanted.model.tower), ("language", wanted.model.language)):
-        if source.source and (words := licences.against(source.licence, purpose)):
-            raise RefusedError(
-                f"model.{part} is offered under {source.licence!r}: {words}; the recipe's purpose is {purpose}",
-                f"correct model.{part}.licence if it is another, take other weights, or a purpose that the licence allows",
-            )
+    for licence, words in licences.forbidden(stated.values(), purpose).items():
+        named = " and ".join(name for name, one in stated.items() if one == licence)
+        if licences.terms(licence) is Terms.UNKNOWN:
+            log.write(EventType.NOTE, message=f"no licence is known of {named}: what is trained on it cannot be promoted")
+            continue
+        raise RefusedError(
+            f"promotion.purpose is {purpose}, and the licence of {named}, {licence}, does not allow that: {words}",
+            "take another base model, or another purpose",
+        )
 
 
 def _writable(store: Path) -> None:

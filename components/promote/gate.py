@@ -16,7 +16,7 @@ from components.platform.lineage.licences import Taint
 from components.platform.reference import Reference
 from components.platform.settings import Settings
 from components.platform.store import Store
-from model.config import Promotion, Purpose
+from model.config import Promotion
 from model.errors import RefusedError
 from model.evaluation.decision import Decision, Evidence, Grounds, decide
 from model.evaluation.results import read_items, read_report
@@ -53,7 +53,7 @@ def judge(
         None if champion_report.is_none else evidence(store, settings, champion_report),
         Grounds(
             licences=taint.licences,
-            forbidden=forbidden(taint, promotion.purpose),
+            forbidden=licences.forbidden(taint.licences, promotion.purpose),
             champions_gate=champions_gate,
             approved=approved.digests(settings),
         ),
@@ -76,9 +76,3 @@ def taint_of(store: Store, settings: Settings, receipt: Reference) -> Taint:
     """What the licences of all that the version was made from come to, from the signed receipt."""
     signing.verify(store, settings, store.uri(receipt.folder), receipt.digest)
     return licences.strictest(version.read(store, receipt.folder.name))
-
-
-def forbidden(taint: Taint, purpose: Purpose) -> dict[str, str]:
-    """Licence -> what it allows, of those that do not allow the purpose."""
-    read = {licence: licences.terms(licence) for licence in taint.licences}
-    return {licence: licences.WORDS[terms] for licence, terms in read.items() if terms > licences.ALLOWED[purpose]}

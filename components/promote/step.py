@@ -20,9 +20,9 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+from components.platform import approved
 from components.platform.champion import AGAINST
 from components.platform.ledger import acts, proof, registry
-from components.platform.ledger.chain import passing
 from components.platform.ledger.registry import Book
 from components.platform.ledger.rules import Candidate
 from components.platform.reference import NONE, Reference
@@ -65,7 +65,7 @@ def _produce(work: Work) -> None:
     from model.evaluation.decision import Verdict
 
     wanted, given = PromoteSlice.model_validate(work.piece), work.inputs
-    gate = _champions_gate(work, wanted.registered_model)
+    gate = approved.champions_gate(Book(work.settings, wanted.registered_model).entries(), given["champion"])
     refs = (given["receipt"], given["report"], given["champion_report"])
     decision = judge(work.store, work.settings, wanted.promotion, *refs, gate)
     found = {"verdict": str(decision.verdict), "reasons": [asdict(reason) for reason in decision.reasons]}
@@ -83,13 +83,6 @@ def _produce(work: Work) -> None:
     }
     with manifest.commit(work.final, KIND, work.parents, facts) as folder:
         (folder / "decision.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
-
-
-def _champions_gate(work: Work, name: str) -> str:
-    """Digest of the gate that the champion passed, as the ledger tells; empty if there is no champion, or nobody knows."""
-    version = str(work.inputs["champion"].facts.get("version", ""))
-    told = passing(Book(work.settings, name).entries(), version)
-    return told.evidence.get("gate", "") if told else ""
 
 
 def _evidence(work: Work, gate: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, str]:

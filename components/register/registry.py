@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,6 +23,10 @@ from components.register import served
 from components.register.served import Served
 
 READY = "READY"
+DESCRIPTION = (
+    "Research use only: not a medical device, not for clinical decisions. What it was made from: `biovlm lineage show`; whether that is "
+    "still true: `biovlm lineage verify`. Aliases follow the ledger (`biovlm registry history`); one that is moved here is put back."
+)
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,8 @@ class Candidate:
     export_digest: str
     tags: Mapping[str, str]
     figures: Mapping[str, float]
-    sets: Mapping[str, Mapping[str, Any]]
+    measured: tuple[str, str]
+    """Name and digest of the data set that the figures were measured on."""
     attempt: int
     versions: Mapping[str, str] = field(default_factory=dict)
     """Library -> version with which it was evaluated."""
@@ -68,9 +74,13 @@ def ensure_version(settings: Settings, candidate: Candidate) -> Registered:
     else:
         # Not `models:/ID`: a client without a server would look that up in the tracking store that MLFLOW_TRACKING_URI names.
         source = str(model.artifact_location)
-        made = client.create_model_version(name, source=source, run_id=run, tags=dict(candidate.tags), model_id=model_id)
+        made = client.create_model_version(
+            name, source=source, run_id=run, tags=dict(candidate.tags), description=DESCRIPTION, model_id=model_id
+        )
         version = str(made.version)
-    client.set_logged_model_tags(model_id, {"biovlm.version": f"{name}/{version}"})
+    # The page of a LoggedModel takes its versions from the second tag; without it, it offers to register the model.
+    own = [{"name": name, "version": version}]
+    client.set_logged_model_tags(model_id, {"biovlm.version": f"{name}/{version}", "mlflow.modelVersions": json.dumps(own)})
     return Registered(version, model_id, files)
 
 
@@ -98,7 +108,7 @@ def _figures(tracking: Tracking, candidate: Candidate, run: str, model_id: str) 
     from mlflow.entities import LoggedModelOutput
 
     tracking.client.log_outputs(run, [LoggedModelOutput(model_id, 0)])
-    set_name, facts = next(iter(candidate.sets.items()))
+    set_name, digest = candidate.measured
     for key, value in candidate.figures.items():
         tracking.client.log_metric(
             run,
@@ -106,7 +116,7 @@ def _figures(tracking: Tracking, candidate: Candidate, run: str, model_id: str) 
             value,
             model_id=model_id,
             dataset_name=set_name,
-            dataset_digest=str(facts["digest"])[:DIGEST_CHARS],
+            dataset_digest=digest[:DIGEST_CHARS],
         )
 
 

@@ -7,8 +7,11 @@
 3. What biovlm would refuse is refused, with its letter: 400 for a question, image or path that is wrong, 403 for a path that leaves the
    root. All or nothing: one bad row, no answer.
 
-MLflow puts the request's data into the message of an exception, and the trace of any other one into the response: `Refused` keeps its
-own words, so neither a question nor an image comes back or into a log. Answers are computed one after the other.
+MLflow puts the request's data into the message of an exception, and the trace of any other one into the response: `quiet` keeps both
+out, so neither a question nor an image comes back or into a log. Answers are computed one after the other.
+
+Behind `mlflow models serve`, step 1 proves the weights and not these lines, which MLflow has run by then; `biovlm serve`
+(components/register/server.py) proves first.
 """
 
 from __future__ import annotations
@@ -21,13 +24,14 @@ from pathlib import Path
 from typing import Any
 
 import pandas
-from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE, PERMISSION_DENIED
 from mlflow.pyfunc import PythonModel
 
 from components.platform.chat import Chat
 from components.platform.settings import Settings
 from components.platform.store import open_store
+from components.register import quiet
+from components.register.quiet import Refused
 from model.errors import BiovlmError, DataError, ExitCode, MissingInputError, RefusedError, UsageError
 from model.manifest import safe_join
 
@@ -41,23 +45,6 @@ CODES = {
 }
 
 
-class Refused(MlflowException):
-    """A letter for whoever asked; MLflow cannot put the data of the request before it."""
-
-    def __init__(self, message: str, code: int) -> None:
-        self._words = message
-        super().__init__(message, error_code=code)
-
-    @property
-    def message(self) -> str:
-        """The letter."""
-        return self._words
-
-    @message.setter
-    def message(self, _: str) -> None:
-        """The words stay."""
-
-
 class Assistant(PythonModel):
     """One registered version."""
 
@@ -68,6 +55,7 @@ class Assistant(PythonModel):
 
     def load_context(self, context: Any) -> None:
         """Load the export that the model's configuration names. Errors as `Chat`."""
+        quiet.install()
         where, settings = context.model_config, Settings.from_environment()
         self._root = settings.serve_root
         self._chat = Chat(open_store(settings), settings, str(where["export"]), str(where["digest"]))

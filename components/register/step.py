@@ -61,7 +61,7 @@ def _produce(work: Work) -> None:
         export_digest=seal.subject,
         tags={**tracked.tags(lineage), champion.RECEIPT_KEY: work.key, "biovlm.use": USE},
         figures={name: float(value) for name, value in work.inputs["report"].facts.get("figures", {}).items()},
-        sets=work.inputs["data"].facts["sets"],
+        measured=_measured(work),
         attempt=work.log.attempt,
         versions=_versions(work),
     )
@@ -105,6 +105,13 @@ def _lineage(work: Work, wanted: RegisterSlice, exported: str) -> Document:
     named = {role: work.source(source) for role, source in work.inputs.items()}
     recipe = (wanted.recipe, wanted.recipe_digest)
     return version.of_candidate(work.store, wanted.registered_model, named, exported, recipe, {"use": USE})
+
+
+def _measured(work: Work) -> tuple[str, str]:
+    """Name and digest of the data set of the report's first benchmark, which its figures are of."""
+    key = next(iter(work.inputs["report"].facts["benchmarks"]))  # BENCHMARK/SET/SPLIT
+    name = str(key).split("/")[1]
+    return name, str(work.inputs["data"].facts["sets"][name]["digest"])
 
 
 def _versions(work: Work) -> dict[str, str]:

@@ -68,7 +68,7 @@ def against(promotion: Promotion, report: Report, name: str, mine: Mapping[str, 
         return reason(check, Outcome.FAILED, f"an item's {name} is not a finite share", None, limit)
     asked = "above" if superior else "at least"
     message = f"{name} minus the champion's is {found.value:+.3f}{_ends(found)} on the same items, all of it must be {asked} {limit:+.3f}"
-    return reason(check, _shown(found, limit, superior), message, found.value, limit)
+    return reason(check, shown(found, limit, superior), message, found.value, limit)
 
 
 def slices(promotion: Promotion, report: Report, mine: Mapping[str, Item], its: Mapping[str, Item]) -> list[Reason]:
@@ -102,8 +102,8 @@ def _same_items(name: str, mine: Mapping[str, Item], its: Mapping[str, Item]) ->
     return None
 
 
-def _shown(found: Interval, limit: float, above: bool) -> Outcome:
-    """Passed if the whole interval is beyond the limit, failed if its mean is not, undecided between."""
+def shown(found: Interval, limit: float, above: bool) -> Outcome:
+    """How a paired difference ends: passed if its whole interval is beyond the limit, failed if its mean is not, undecided between."""
     if found.low is not None and (found.low > limit if above else found.low >= limit - ROUNDING):
         return Outcome.PASSED
     within = found.value > limit if above else found.value >= limit - ROUNDING

@@ -22,10 +22,10 @@ from dataclasses import dataclass, field
 from model.config import Promotion
 from model.evaluation import own_figures
 from model.evaluation.comparison import compared
+from model.evaluation.gates import gate_digest, usable
 from model.evaluation.own_figures import METRIC
 from model.evaluation.results import BenchmarkResult
 from model.evaluation.verdict import Decision, Evidence, Outcome, Reason, Verdict, passed_or, reason, verdict_of
-from model.manifest import digest_of
 
 __all__ = ["METRIC", "Decision", "Evidence", "Grounds", "Outcome", "Reason", "Verdict", "decide", "gate_digest"]
 
@@ -42,11 +42,6 @@ class Grounds:
     """`gate_digest` of the gate that made the present champion; empty if nobody knows."""
     approved: frozenset[str] = frozenset()
     """`gate_digest`s on the approved list."""
-
-
-def gate_digest(promotion: Promotion) -> str:
-    """The name of a gate: SHA-256 of all its settings, 64 hex digits."""
-    return digest_of(promotion.model_dump(mode="json"))
 
 
 def decide(promotion: Promotion, candidate: Evidence, champion: Evidence | None, grounds: Grounds) -> Decision:
@@ -82,16 +77,8 @@ def _verdict(reasons: list[Reason], counts: list[Reason]) -> Verdict:
 
 
 def _gate(promotion: Promotion, has_champion: bool, grounds: Grounds) -> Reason:
-    name, own = "gate", gate_digest(promotion)
-    if own in grounds.approved:
-        return reason(name, Outcome.PASSED, f"the gate {own[:12]} is on the approved list")
-    if not has_champion:
-        return reason(name, Outcome.PASSED, f"the gate {own[:12]} is the first of this model")
-    if own == grounds.champions_gate:
-        return reason(name, Outcome.PASSED, f"the gate {own[:12]} is the one that the champion passed")
-    before = grounds.champions_gate[:12] or "unknown"
-    message = f"the gate is {own[:12]}, the champion passed {before}, and the approved list does not name it: {own}"
-    return reason(name, Outcome.REFUSAL, message)
+    found = usable(promotion, has_champion, grounds.champions_gate, grounds.approved)
+    return reason("gate", passed_or(Outcome.REFUSAL, found.allowed), found.message)
 
 
 def _licences(promotion: Promotion, grounds: Grounds) -> Reason:

@@ -24,7 +24,7 @@ def write_report(folder: Path, right: int, items: int = 20, checkpoint: str = "c
         version=1,
         title="VQA",
         headline="closed_accuracy",
-        set="mini",
+        set="asked" if asked else "mini",
         split="test",
         set_digest="d" * 64,
         items_digest="e" * 64,

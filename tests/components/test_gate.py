@@ -13,6 +13,7 @@ from components.platform import approved, reference, signing
 from components.platform.lineage import licences
 from components.platform.lineage.licences import ALLOWED
 from components.platform.tracking import Tracking
+from components.preflight import step as preflight
 from components.promote import gate
 from model import manifest
 from model.config import Promotion, Purpose
@@ -20,6 +21,7 @@ from model.errors import ConfigError, RefusedError
 from model.evaluation.decision import gate_digest
 from model.evaluation.results import read_items, read_report, write
 from tests.components.promotions import GATE
+from tests.pipelines import micro
 
 WEAKER = {**GATE, "min_items": 1}
 
@@ -117,6 +119,28 @@ def test_a_weaker_gate_is_refused_until_somebody_approves_it(champion, happened,
     assert champion.aliases()["champion"] == "2"
 
 
+def test_a_gate_that_nobody_approved_is_refused_before_anything_is_trained(champion, happened, monkeypatch, tmp_path):
+    def check(gate):
+        recipe = micro.recipe(registered_model="mini", promotion=gate)
+        return preflight.run(recipe.model_dump_json(), str(tmp_path / "present.json"))
+
+    assert check(GATE).promote
+    with pytest.raises(SystemExit) as stopped:
+        check(WEAKER)
+    letter = happened(types_only=False)[-1]
+    assert (stopped.value.code, "the approved list does not name it" in letter.message) == (77, True)
+    path = tmp_path / "gates.yaml"
+    line = {
+        "digest": gate_digest(Promotion.model_validate(WEAKER)),
+        "by": "Ada",
+        "since": "2026-01-01",
+        "reason": "a smaller set",
+    }
+    path.write_text(json.dumps({"gates": [line]}))
+    monkeypatch.setenv("BIOVLM_APPROVED_GATES", str(path))
+    assert check(WEAKER).promote
+
+
 def test_a_licence_that_forbids_the_purpose_is_refused(registry, happened):
     registry.use("CC-BY-NC-4.0")
     registry.candidate("a", right=18)
@@ -163,8 +187,7 @@ def test_each_purpose_has_its_strictest_terms():
     allowed = [ALLOWED[purpose] for purpose in (Purpose.RESEARCH, Purpose.SHARING, Purpose.COMMERCIAL)]
     assert allowed == sorted(allowed, reverse=True)
     assert set(ALLOWED) == set(Purpose)
-    taint = gate.Taint(licences.Terms.UNKNOWN, ("CC0-1.0", "nobody knows"), (), ())
-    assert list(gate.forbidden(taint, Purpose.RESEARCH)) == ["nobody knows"]
+    assert list(licences.forbidden(("CC0-1.0", "nobody knows"), Purpose.RESEARCH)) == ["nobody knows"]
 
 
 BAD_LISTS = ["gates: 3", "gates: [{digest: abc, by: x, since: 2026-01-01, reason: r}]", "gates: [", "other: []", "- 1"]

@@ -7,7 +7,7 @@ import pytest
 from components.platform.ledger import approvals, rules
 from components.platform.ledger.approvals import Person
 from components.platform.ledger.chain import state
-from components.platform.ledger.entry import Kind
+from components.platform.ledger.entry import LIST, Kind
 from components.platform.ledger.ledger import Ledger
 from components.platform.ledger.rules import Candidate
 from model.errors import MissingInputError, RefusedError
@@ -109,6 +109,25 @@ def test_a_withdrawn_version_is_neither_promoted_nor_gone_back_to(story):
     assert "challenger" not in story.state.aliases
     with pytest.raises(RefusedError, match="version 4 is withdrawn"):
         rules.promotion(story.state, "4", Person("ada", proven=True), NOON, {})
+
+
+def test_a_withdrawal_that_is_taken_back_leaves_what_another_list_withdrew_and_promotes_nothing(story):
+    def take_back(version, name):
+        return story.write(rules.reinstatement(story.state, version, "me", "the wrong patient", {LIST: name}))
+
+    for version in "123":
+        story.offer(version)
+    for name in ("a", "b"):
+        story.write(rules.withdrawal(story.state, "2", "me", f"list {name}", {LIST: name}))
+    assert story.state.aliases == {"champion": "3", "previous": "1"}
+    assert take_back("2", "c") is None
+    assert take_back("2", "a").moves == {}
+    with pytest.raises(RefusedError, match="version 2 is withdrawn: list b"):
+        story.rollback("2")
+    assert take_back("2", "b").moves == {"previous": "2"}
+    assert story.state.aliases == {"champion": "3", "previous": "2"}
+    assert take_back("2", "b") is None
+    assert story.rollback("2").moves["champion"] == "2"
 
 
 class Committee:

@@ -102,6 +102,8 @@ def test_mlflow_finds_the_model_by_a_data_set_it_learned_from_and_by_one_it_was_
         assert [model.name for model in found] == ["mini"], name
         metrics = {metric.key for metric in found[0].metrics if metric.dataset_name == name}
         assert (tracked.LEARNED in metrics, tracked.ASKED in metrics) == (name == "mini", name == "asked")
+        assert ("closed_accuracy" in metrics) == (name == "asked"), "a figure stands beside the set that it was measured on"
+    assert json.loads(found[0].tags["mlflow.modelVersions"]) == [{"name": "mini", "version": "1"}], "what MLflow's page links"
     none = [{"dataset_name": "mini", "dataset_digest": "0" * DIGEST_CHARS}]
     assert not client.search_logged_models([experiment], datasets=none)
 
@@ -316,6 +318,16 @@ def test_a_ledger_that_lost_its_end_is_found(chain, version):
     finally:
         entry.write_bytes(content)
     assert "registry remembers entry 1" in found["ledger of mini"]
+
+
+def test_an_alias_that_was_moved_by_hand_is_found_and_named(chain, version):
+    client = Tracking(chain.settings).client
+    client.delete_registered_model_alias("mini", "champion")
+    client.set_registered_model_alias("mini", "previous", "1")
+    assert broken(chain, version).keys() == {"alias champion of mini", "alias previous of mini"}
+    client.set_registered_model_alias("mini", "champion", "1")
+    client.delete_registered_model_alias("mini", "previous")
+    assert not broken(chain, version)
 
 
 def test_an_edited_tag_and_a_lost_artifact_are_found_and_named(chain, version):

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import threading
+from functools import partial
 
 import pytest
 
@@ -88,7 +89,7 @@ def test_each_entry_is_posted_and_written_once_in_order_as_a_cloudevent(book, to
     assert receiver.ids == digests == [event["id"] for event in lines(told)]
     headers, event = receiver.got[1]
     assert headers["Content-Type"] == "application/cloudevents+json; charset=utf-8"
-    assert headers["ce-id"] == event["id"]
+    assert headers["ce-id"] == headers["Idempotency-Key"] == event["id"]
     required = {"specversion": "1.0", "source": "biovlm/registry/mini", "type": "biovlm.registry.promotion.v1"}
     assert required.items() <= event.items()
     assert (event["subject"], event["data"]["moves"]) == ("models:/mini/2", {"champion": "2"})
@@ -132,6 +133,26 @@ def test_a_sender_killed_before_it_posts_is_replaced_when_its_time_is_over(book,
     book.clock.now += outbox.TRY_SECONDS
     assert outbox.deliver(told, book) == outbox.Delivery(told=1, waiting=0)
     assert sorted(receiver.ids) == sorted(entry.digest for entry in book.entries())
+
+
+def test_a_sender_killed_after_the_receiver_took_an_event_leads_to_the_same_event_with_the_same_key(
+    book, told, receiver, monkeypatch
+):
+    def deliver():
+        create = book.place.create
+        kill = partial(os.kill, os.getpid(), signal.SIGKILL)
+        monkeypatch.setattr(book.place, "create", lambda name, content: kill() if "done" in name else create(name, content))
+        outbox.deliver(told, book)
+        return 0
+
+    assert forked([deliver]) == [-signal.SIGKILL]
+    assert len(receiver.got) == 1
+    book.clock.now += outbox.TRY_SECONDS
+    assert outbox.deliver(told, book) == outbox.Delivery(told=3, waiting=0)
+    first, again = receiver.got[:2]
+    assert first == again, "nothing tells the second from the first, so a receiver that keeps keys acts once"
+    assert list(dict.fromkeys(receiver.ids)) == [entry.digest for entry in book.entries()]
+    assert len(lines(told)) == 3, "the file holds each once, whoever was killed"
 
 
 def test_a_line_that_a_killed_writer_left_half_is_written_anew(book, told):

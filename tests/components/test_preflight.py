@@ -78,7 +78,6 @@ def test_a_base_model_whose_folder_is_gone_is_told_before_anything_is_made_ready
         ("llama3", "commercial", None),
         ("PhysioNet Credentialed", "sharing", 77),
         ("CC-BY-NC-4.0", "research", None),
-        ("unknown", "research", 77),
     ],
 )
 def test_a_licence_that_forbids_the_purpose_is_told_before_any_gpu(check, licence, purpose, code):
@@ -86,8 +85,14 @@ def test_a_licence_that_forbids_the_purpose_is_told_before_any_gpu(check, licenc
     found = check(micro.recipe(model={"language": language}, promotion={"purpose": purpose}).model_dump_json())
     assert getattr(found, "exit_code", None) == code
     if code:
-        assert licence in found.message
+        assert f"the licence of language, {licence}, does not allow that" in found.message
         assert found.hint
+
+
+def test_a_base_model_without_a_known_licence_is_told_and_not_refused(check, happened):
+    check(micro.recipe(model={"language": {"licence": "unknown"}}, promotion={"purpose": "commercial"}).model_dump_json())
+    notes = [event.message for event in happened(types_only=False) if str(event.type) == "note"]
+    assert any("no licence is known of language" in note for note in notes)
 
 
 def test_too_little_free_space_ends_with_73(check, monkeypatch):

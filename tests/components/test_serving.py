@@ -21,6 +21,7 @@ from PIL import Image
 
 from components.platform.chat import Chat
 from components.platform.settings import CHECKOUT, Settings
+from components.platform.tracking import Tracking
 from components.register import served
 from components.register.served import Served
 from model.errors import RefusedError
@@ -70,14 +71,17 @@ def chat(version):
     return Chat(version.store, version.settings, str(version.receipt.facts["export"]))
 
 
-@pytest.fixture(scope="module")
-def server(version):
-    """Address of `mlflow models serve`, as an operator starts it."""
+MLFLOW = ["mlflow", "models", "serve", "-m", "models:/micro@champion", "--env-manager", "local", "--workers", "1"]
+OWN = ["pipelines.cli", "serve", "--model", "models:/micro@champion"]
+
+
+@pytest.fixture(scope="module", params=[MLFLOW, OWN], ids=["mlflow models serve", "biovlm serve"])
+def server(version, request):
+    """Address of a server, as an operator starts it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/micro@champion"]
-    command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command = [sys.executable, "-m", *request.param, "--host", "127.0.0.1", "--port", str(port)]
     environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     log = (version.out / "serve.log").open("wb")
     process = subprocess.Popen(command, env=environment, cwd=version.out, stdout=log, stderr=log, start_new_session=True)
@@ -100,8 +104,11 @@ def server(version):
 
 def ask(server, *rows):
     """Status and body of a request."""
-    body = json.dumps({"dataframe_records": rows}).encode()
-    request = urllib.request.Request(f"{server}/invocations", body, {"Content-Type": "application/json"})
+    return send(server, json.dumps({"dataframe_records": rows}).encode())
+
+
+def send(server, body, kind="application/json"):
+    request = urllib.request.Request(f"{server}/invocations", body, {"Content-Type": kind})
     try:
         with urllib.request.urlopen(request, timeout=120) as response:
             return response.status, json.loads(response.read())
@@ -147,6 +154,45 @@ def test_what_biovlm_would_refuse_is_refused_and_nothing_of_the_request_comes_ba
     log = (version.out / "serve.log").read_text()
     assert "secret" not in log
     assert IMAGE not in log
+
+
+JSON, CSV = "application/json", "text/csv"
+UNREAD = {
+    "half a request": (JSON, '{"dataframe_records": [{"question": "A secret'),
+    "no UTF-8": (JSON, '{"question": "secret \xff"}'.encode("latin-1")),
+    "a list": (JSON, '["a secret"]'),
+    "another key": (JSON, '{"secret": ["a secret"]}'),
+    "no question": (JSON, '{"dataframe_records": [{"image": "secret"}]}'),
+    "a question that is a number": (JSON, '{"dataframe_records": [{"question": 5, "image": "secret"}]}'),
+    "a question that is an object": (JSON, '{"dataframe_records": [{"question": {"secret": "secret"}, "image": "secret"}]}'),
+    "columns of different lengths": (JSON, '{"dataframe_split": {"columns": ["question"], "data": [["secret", "secret"]]}}'),
+    "a tensor": (JSON, '{"instances": ["a secret", 3]}'),
+    "inputs of another shape": (JSON, '{"inputs": {"question": ["secret", "secret"], "image": ["secret"]}}'),
+    "a chat": (JSON, '{"messages": [{"role": "user", "content": "a secret"}]}'),
+    "a strange column": (JSON, '{"dataframe_records": [{"question": 5, "a secret": "secret"}]}'),
+    "parameters": (JSON, '{"dataframe_records": [{"question": "secret", "image": "x"}], "params": {"secret": "secret"}}'),
+    "a table": (CSV, 'question\n"a secret, "secret"\n'),
+    "a table that is not UTF-8": (CSV, "question\nsecret \xff\n".encode("latin-1")),
+    "no parquet": ("application/vnd.apache.parquet", "a secret"),
+}
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_a_request_that_mlflow_refuses_comes_back_in_no_answer_and_no_log(server, name, version):
+    kind, body = UNREAD[name]
+    status, answer = send(server, body if isinstance(body, bytes) else body.encode(), kind)
+    assert (status, bool(answer["message"])) == (400, True)
+    for text_of in (json.dumps(answer), (version.out / "serve.log").read_text()):
+        assert "secret" not in text_of
+        assert "Traceback" not in text_of
+
+
+def test_in_one_process_too_a_refusal_does_not_quote_the_question(loaded):
+    from mlflow.exceptions import MlflowException
+
+    with pytest.raises(MlflowException) as refused:
+        loaded.predict({"image": ["secret"]})
+    assert "secret" not in str(refused.value)
 
 
 def test_many_questions_at_once_are_refused(server):
@@ -208,14 +254,9 @@ def test_the_folder_is_what_mlflow_itself_would_write(tmp_path):
     assert not [path for path in (tmp_path / "own").iterdir() if path.suffix in (".pkl", ".cloudpickle")]
 
 
-def test_what_mlflow_holds_is_what_the_receipt_says(version):
-    from mlflow.artifacts import download_artifacts
-
-    from model.manifest import sha256_file
-
-    folder = Path(download_artifacts(artifact_uri=f"models:/{version.receipt.facts['model_id']}"))
-    found = {path.name: sha256_file(path) for path in folder.iterdir() if path.is_file()}
-    assert version.receipt.facts["served"].items() <= found.items()
+def test_what_mlflow_holds_is_what_the_receipt_says_also_after_mlflow_loaded_it(loaded, version):
+    assert loaded.metadata.model_id == version.receipt.facts["model_id"]
+    assert Tracking(version.settings).served(version.receipt.facts["model_id"]) == version.receipt.facts["served"]
 
 
 def test_a_version_whose_bytes_or_signature_changed_is_not_loaded(version):

@@ -15,6 +15,7 @@ from components.platform.tracking import Tracking
 from model.data.dataset import open_dataset
 from model.errors import MissingInputError, RefusedError
 from pipelines import cli
+from tests.components.promotions import make_person
 from tests.registry_world import World, picture, png
 
 
@@ -95,7 +96,7 @@ def test_what_was_withdrawn_is_refused_when_it_comes_again_in_a_new_set(built, s
     (tmp_path / "list.txt").write_text(f"{line}\n")
     wanted, store = question.read_list(tmp_path / "list.txt"), World(settings).store
     listed.keep(store, wanted.items, wanted.digest)
-    assert listed.known(store) == [wanted.digest]
+    assert listed.known(store) == [f"{wanted.digest}-1"]
     lists = listed.Lists.of(store)
     sets = [open_dataset(built.settings.store / uri) for name, (uri, _) in built.made.items() if name.startswith("scans@")]
     first = next(one for one in sets if "r0" in {record.id for record in one.records("train")})
@@ -131,3 +132,63 @@ def test_the_command_says_what_follows_from_a_withdrawal_and_marks_only_without_
     assert json.loads(out)["withdrawal"]["marked"] is True
     everything = b"".join(path.read_bytes() for path in own.home.rglob("*") if path.is_file() and "data" not in path.parts)
     assert b"P-6" not in everything
+
+
+def withdrawn(own):
+    """Model and number of every version that carries the tag, and whether proof or tag refuses it."""
+    return [(name, number) for name, number, tags in peek.versions(own.tracking_uri) if withdrawals.withdrawn(own, tags)]
+
+
+def test_a_withdrawal_that_was_a_mistake_is_taken_back_for_a_reason_and_can_be_made_again(own, capsys, monkeypatch, tmp_path):
+    def withdraw(name, line):
+        (tmp_path / name).write_text(f"{line}\n")
+        digest = question.read_list(tmp_path / name).digest
+        assert command(capsys, monkeypatch, own, "--withdraw", str(tmp_path / name), "--reason", "consent")[0] == 0
+        return digest
+
+    first, second = withdraw("first.txt", "patient P-6"), withdraw("second.txt", "record scans/r6")
+    assert withdrawn(own) == [("main", "2"), ("other", "1")]
+    before = Book(own, "main").entries()
+    code, _, err = command(capsys, monkeypatch, own, "--undo", first[:12])
+    assert (code, "needs a reason" in err) == (64, True)
+    code, _, err = command(capsys, monkeypatch, own, "--undo", "f" * 12, "--reason", "x")
+    assert (code, first[:12] in err) == (66, True)
+    undo = ("--undo", first[:12], "--reason", "the wrong patient", "--by", "officer")
+    code, out, _ = command(capsys, monkeypatch, own, *undo, "--dry-run")
+    assert (code, "would be taken back: 2 versions" in out) == (0, True)
+    assert Book(own, "main").entries() == before
+
+    assert command(capsys, monkeypatch, own, *undo)[0] == 0
+    entry = Book(own, "main").entries()[-1]
+    assert (entry.kind, entry.version, entry.by, entry.reason) == ("reinstatement", "2", "officer", "the wrong patient")
+    assert entry.evidence == {"withdrawal_list": first, "withdrawal": before[0].digest}
+    assert Book(own, "main").entries()[: len(before)] == before
+    assert withdrawn(own) == [("main", "2"), ("other", "1")], "the second list withdraws them still"
+    tags = {(name, number): found for name, number, found in peek.versions(own.tracking_uri)}
+    assert first[:12] not in tags["main", "2"][withdrawals.TAG]
+
+    assert command(capsys, monkeypatch, own, "--undo", second[:12], "--reason", "the wrong record")[0] == 0
+    assert withdrawn(own) == []
+    assert not [found for _, _, found in peek.versions(own.tracking_uri) if withdrawals.TAG in found]
+    store = World(own).store
+    assert listed.known(store) == []
+    marks.refuse(store, {path.name: path.name for path in (own.store / "withdrawn").iterdir()})
+    assert command(capsys, monkeypatch, own, *undo)[0] == 66, "there is nothing left to take back"
+
+    assert withdraw("first.txt", "patient P-6") == first
+    assert withdrawn(own) == [("main", "2"), ("other", "1")]
+    assert [one.kind for one in Book(own, "main").entries()] == [*["withdrawal"] * 2, *["reinstatement"] * 2, "withdrawal"]
+
+
+def test_only_a_known_key_takes_a_withdrawal_back_where_a_site_has_approvers(own, capsys, monkeypatch, tmp_path):
+    (tmp_path / "list.txt").write_text("patient P-6\n")
+    assert command(capsys, monkeypatch, own, "--withdraw", str(tmp_path / "list.txt"), "--reason", "consent")[0] == 0
+    key = make_person(tmp_path, "ada")
+    monkeypatch.setenv("BIOVLM_APPROVERS", str(tmp_path / "approvers"))
+    undo = ("--undo", question.read_list(tmp_path / "list.txt").digest, "--reason", "the wrong patient")
+    assert command(capsys, monkeypatch, own, *undo, "--by", "ada")[0] == 77
+    assert withdrawn(own) == [("main", "2"), ("other", "1")]
+    monkeypatch.setenv("BIOVLM_ACTOR_KEY", str(key))
+    assert command(capsys, monkeypatch, own, *undo)[0] == 0
+    assert Book(own, "main").entries()[-1].by == "ada"
+    assert withdrawn(own) == []

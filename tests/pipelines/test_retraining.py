@@ -181,6 +181,26 @@ def test_enough_corrections_become_a_data_set_that_the_task_stage_learns_from_an
     assert later.plan.recipe == found.plan.recipe, "from now on every run learns from them"
 
 
+def test_a_curator_makes_the_data_set_without_a_training_and_a_policy_without_a_file_is_a_letter(
+    write, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("BIOVLM_HOME", str(tmp_path / "home"))
+    publish(Settings.from_environment(), micro.write_set)
+    model = {part: {"source": None, "config": {"model_type": "x"}} for part in ("tower", "language")}
+    (tmp_path / "recipe.yaml").write_text(micro.recipe(model=model).model_dump_json())
+    policy = {"recipe": "recipe.yaml", "follow_data": None, "because": {"feedback": {"file": "corrections.jsonl"}}}
+    path = write(**policy)
+    assert cli.call(["data", "corrections", str(path)]) == 66
+    (tmp_path / "corrections.jsonl").write_text(corrected(1, "train-1-o") + corrected(2, "test-2-o"))
+    capsys.readouterr()
+    assert cli.call(["data", "corrections", str(path), "--json"]) == 0
+    told = capsys.readouterr()
+    assert "1 corrections are learned from, 1 lines left out" in told.err
+    assert [(one["name"], one["kind"]) for one in json.loads(told.out)] == [("corrections", "data")]
+    assert versions.models(Settings.from_environment()) == []
+    assert cli.call(["data", "corrections", str(write(**policy | {"because": {}}))]) == 64
+
+
 def test_a_look_that_comes_before_its_time_leaves_no_trace_and_one_in_time_does(write, tmp_path):
     settings = Settings.from_environment({"BIOVLM_HOME": str(tmp_path / "home")})
     plan = retraining.read(write())

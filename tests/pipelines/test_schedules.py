@@ -15,6 +15,7 @@ from model.errors import ConfigError
 from pipelines import cli, cluster, cron, estimate, schedule_server, schedules, submit
 from pipelines.estimate import Estimate
 from pipelines.schedules import Found, Wanted
+from tests.pipelines import micro
 
 ENTRY = {"name": "monthly", "cron": "0 3 1 * *", "recipe": "tiny", "follow_data": ["phantom"], "budget_gpu_hours": 40}
 
@@ -240,6 +241,24 @@ def test_a_policy_that_no_server_can_follow_is_refused(tmp_path, say, change, sa
     path.write_text(yaml.safe_dump(POLICY | change))
     code, _, err = say("apply", path)
     assert (code, said in err, "policy.yaml" in err) == (78, True, True)
+
+
+def test_a_policy_whose_corrections_reach_pods_as_a_data_set_is_a_schedule(kfp, tmp_path, say):
+    recipe = json.loads(micro.recipe().model_dump_json())
+    recipe["data"]["sets"]["corrections"] = {"revision": "HEAD"}
+    path = tmp_path / "policy.yaml"
+    wanted = {"recipe": "recipe.yaml", "follow_data": ["mini"], "because": {"feedback": {"file": "corrections.jsonl"}}}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    path.write_text(yaml.safe_dump(POLICY | wanted | {"follow_data": ["mini", "corrections"]}))
+    code, _, err = say("apply", path)
+    assert (code, "biovlm data corrections" in err) == (78, True), "the task stage does not learn from them"
+    recipe["stages"]["task"]["data"].append({"set": "corrections", "kinds": ["question"]})
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    path.write_text(yaml.safe_dump(POLICY | wanted))
+    assert say("apply", path)[0] == 78, "nobody would look for their newest version"
+    path.write_text(yaml.safe_dump(POLICY | wanted | {"follow_data": ["mini", "corrections"]}))
+    assert say("apply", path)[0] == 0
+    assert len(kfp.recurring) == 1
 
 
 def test_a_schedule_whose_runs_cost_more_than_its_budget_is_not_applied(kfp, write, say, monkeypatch):

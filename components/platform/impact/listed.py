@@ -1,8 +1,8 @@
 """The things of all withdrawal lists, for those who take in new data: what was withdrawn once must not come back with the next import.
 
-1. `keep(store, items, notice)` leaves a list in the store, `withdrawn-lists/DIGEST`: hashes of records, patients and images, no ids.
+1. `keep(store, items, digest)` leaves a list in the store, `withdrawn-lists/WITHDRAWAL`: hashes of records, patients and images, no ids.
    They stand beside the data itself, under the same protection; the hash keeps names out of what people open.
-2. `known(store)` names all lists, `Lists.of(store)` reads them.
+2. `known(store)` names all that were not taken back (`rounds`), `Lists.of(store)` reads them.
 3. `Lists.refuse(name, dataset)` looks at every record of a data set; the data step asks it whenever a list is new to it.
 """
 
@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from components.platform.impact import rounds
 from components.platform.impact.question import Item, Subject
 from components.platform.store import Store
 from model import manifest
@@ -28,8 +29,9 @@ SHOWN = 12
 
 def keep(store: Store, items: Iterable[Item], list_digest: str) -> None:
     """Leave a list for all who share the store; one that is there stays as it is."""
-    uri = f"{FOLDER}/{list_digest}"
-    if list_digest in known(store):
+    name = rounds.present(store, list_digest)
+    uri = f"{FOLDER}/{name}"
+    if name in known(store):
         return
     by_subject: dict[str, list[str]] = {str(subject): [] for subject in (Subject.RECORD, Subject.PATIENT, Subject.IMAGE)}
     for item in items:
@@ -42,8 +44,8 @@ def keep(store: Store, items: Iterable[Item], list_digest: str) -> None:
 
 
 def known(store: Store) -> list[str]:
-    """Digests of all lists, sorted."""
-    return store.names(FOLDER)
+    """Names of all withdrawals that hold, LIST-ROUND, sorted."""
+    return rounds.holding(store, store.names(FOLDER))
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,8 @@ class Lists:
     def of(cls, store: Store) -> Lists:
         """Read and verify them. RefusedError: one was changed."""
         found: set[tuple[str, str]] = set()
-        for digest in known(store):
-            content = json.loads((store.fetch(f"{FOLDER}/{digest}") / FILE).read_bytes())
+        for name in known(store):
+            content = json.loads((store.fetch(f"{FOLDER}/{name}") / FILE).read_bytes())
             found |= {(subject, value) for subject, values in content.items() for value in values}
         return cls(frozenset(found))
 

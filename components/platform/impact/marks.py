@@ -1,7 +1,8 @@
-"""Marks of what was withdrawn: small artifacts in the store, `withdrawn/DIGEST`, that all who share it see.
+"""Marks of what was withdrawn: small artifacts in the store, `withdrawn/DIGEST/WITHDRAWAL`, that all who share it see.
 
 1. `mark(store, digest, notice)` marks a checkpoint, export, base model or data set. A mark names the withdrawal list by its SHA-256,
-   never what stands in it. It is never taken back by this program; marking twice changes nothing.
+   never what stands in it. Marking twice changes nothing; each list leaves its own mark, and none is ever removed. It counts until its
+   list is taken back (`rounds`).
 2. `refuse(store, named)` asks for the marks of digests: the data step does.
 3. `reasons(store, uri, digest)` asks for those of a checkpoint and of all that it was made from. So a version is refused that was
    trained while the list was on its way, or from a stage that learned before.
@@ -13,6 +14,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from components.platform.impact import rounds
 from components.platform.store import Store
 from model import manifest
 from model.errors import MissingInputError, RefusedError
@@ -41,21 +43,21 @@ class Notice:
 
 def mark(store: Store, digest: str, notice: Notice) -> None:
     """Mark an artifact. CannotWriteError: the store does not take it."""
-    if marked(store, digest):
+    name = rounds.present(store, notice.list_digest)
+    if name in store.names(_folder(digest)):
         return
+    uri = f"{_folder(digest)}/{name}"
     facts = {"digest": digest, "list": notice.list_digest, "by": notice.by, "reason": notice.reason, "time": time.time()}
-    with manifest.commit(store.root / _uri(digest), KIND, facts=facts) as folder:
+    with manifest.commit(store.root / uri, KIND, facts=facts) as folder:
         (folder / "notice.txt").write_text(f"{notice.text}\n", encoding="utf-8")
-    store.publish(_uri(digest))
+    store.publish(uri)
 
 
 def marked(store: Store, digest: str) -> str:
-    """What the mark of a digest says; empty without one."""
-    try:
-        facts = store.manifest_of(_uri(digest)).facts
-    except MissingInputError:
-        return ""
-    return Notice(str(facts["list"]), str(facts["by"]), str(facts["reason"])).text
+    """What the marks of a digest say that count; empty without one."""
+    found = rounds.holding(store, store.names(_folder(digest)))
+    facts = [store.manifest_of(f"{_folder(digest)}/{name}").facts for name in found]
+    return "; ".join(Notice(str(one["list"]), str(one["by"]), str(one["reason"])).text for one in facts)
 
 
 def refuse(store: Store, named: Mapping[str, str]) -> None:
@@ -112,5 +114,5 @@ def _made_from(store: Store, uri: str, digest: str) -> Iterator[tuple[str, str]]
         uri = record.inputs["parent"].uri if record and "parent" in record.inputs else ""
 
 
-def _uri(digest: str) -> str:
+def _folder(digest: str) -> str:
     return f"withdrawn/{digest}"

@@ -17,7 +17,7 @@ from functools import partial
 from components.platform.ledger import approvals, outbox, rules
 from components.platform.ledger.approvals import Person
 from components.platform.ledger.chain import state
-from components.platform.ledger.entry import Entry
+from components.platform.ledger.entry import LIST, Entry, Kind
 from components.platform.ledger.ledger import Appended, Claim, Propose
 from components.platform.ledger.outbox import Delivery
 from components.platform.ledger.registry import Book, Drift
@@ -134,8 +134,35 @@ def withdraw(book: Book, version: str, by: str, reason: str, evidence: Mapping[s
         evidence: What it rests on, name -> digest.
     """
     drift = book.reconcile(by)
-    key = digest_of(["withdrawal", book.name, version])
+    key = digest_of(["withdrawal", book.name, version, *_round(book, version, evidence)])
     return _act(book, key, lambda entries: rules.withdrawal(state(entries), version, by, reason, evidence), drift)
+
+
+def reinstate(book: Book, version: str, by: str, reason: str, evidence: Mapping[str, str]) -> Done:
+    """Take back a withdrawal that was a mistake.
+
+    Args:
+        book: Of the model.
+        version: Its number.
+        by: Who says so.
+        reason: Why, in a sentence; no content of records.
+        evidence: The list whose withdrawal is taken back, under `entry.LIST`.
+
+    Raises:
+        UsageError: No reason.
+    """
+    if not reason.strip():
+        raise UsageError("taking back a withdrawal needs a reason", "say in a sentence why: --reason '...'")
+    drift = book.reconcile(by)
+    key = digest_of(["reinstatement", book.name, version, *_round(book, version, evidence)])
+    return _act(book, key, lambda entries: rules.reinstatement(state(entries), version, by, reason, evidence), drift)
+
+
+def _round(book: Book, version: str, evidence: Mapping[str, str]) -> tuple[str, int]:
+    """The list of a withdrawal, and how often it was taken back: what is withdrawn again is another act."""
+    of = evidence.get(LIST, "")
+    back = (one for one in book.entries() if one.kind is Kind.REINSTATEMENT and one.version == version)
+    return of, sum(one.evidence.get(LIST, "") == of for one in back)
 
 
 def _act(book: Book, key: str, propose: Propose, drift: list[Drift], claim: Claim | None = None) -> Done:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from components.platform.ledger.entry import CHAMPION, START, Entry, Kind, read
+from components.platform.ledger.entry import CHAMPION, LIST, START, Entry, Kind, read
 from model.errors import BiovlmError, MissingInputError, RefusedError
 
 GAP_HINT = "the ledger may only grow: bring the file back from a backup or from the bucket's older versions"
@@ -116,8 +116,8 @@ class State:
     nominated: Mapping[str, Entry] = field(default_factory=dict)
     """Version -> its newest nomination."""
     approvals: tuple[Entry, ...] = ()
-    withdrawn: Mapping[str, str] = field(default_factory=dict)
-    """Version -> reason."""
+    withdrawals: Mapping[str, Mapping[str, Entry]] = field(default_factory=dict)
+    """Version -> digest of a withdrawal list -> the entry, of those that were not taken back."""
     rolled_back: Mapping[str, int] = field(default_factory=dict)
     """Version -> number of the entry that took the championship from it by a rollback."""
 
@@ -125,6 +125,11 @@ class State:
     def champion(self) -> str:
         """Version of the champion; empty without one."""
         return self.aliases.get(CHAMPION, "")
+
+    @property
+    def withdrawn(self) -> dict[str, str]:
+        """Version -> why it may not be promoted."""
+        return {version: "; ".join(entry.reason for entry in held.values()) for version, held in self.withdrawals.items()}
 
     def former(self, *but: str) -> str:
         """The newest earlier champion that may become champion again, other than those of `but`; empty without one."""
@@ -155,6 +160,17 @@ def state(entries: Sequence[Entry]) -> State:
         moved=moved,
         nominated={entry.version: entry for entry in entries if entry.kind is Kind.NOMINATION},
         approvals=tuple(entry for entry in entries if entry.kind is Kind.APPROVAL),
-        withdrawn={entry.version: entry.reason for entry in entries if entry.kind is Kind.WITHDRAWAL},
+        withdrawals=_withdrawals(entries),
         rolled_back=rolled_back,
     )
+
+
+def _withdrawals(entries: Sequence[Entry]) -> dict[str, dict[str, Entry]]:
+    found: dict[str, dict[str, Entry]] = {}
+    for entry in entries:
+        held, of = found.setdefault(entry.version, {}), entry.evidence.get(LIST, "")
+        if entry.kind is Kind.WITHDRAWAL:
+            held[of] = entry
+        elif entry.kind is Kind.REINSTATEMENT:
+            held.pop(of, None)
+    return {version: held for version, held in found.items() if held}

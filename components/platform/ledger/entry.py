@@ -24,6 +24,8 @@ HEX = r"^[0-9a-f]{64}$"
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 ALIASES = (CHAMPION, CHALLENGER, PREVIOUS)
 """What the ledger decides about in the registry. Other aliases are nobody's business here."""
+LIST = "withdrawal_list"
+"""Name, among the evidence of a withdrawal and of its reinstatement, of the digest of the list behind it."""
 ISO = "%Y-%m-%dT%H:%M:%SZ"
 
 
@@ -40,6 +42,8 @@ class Kind(StrEnum):
     """An earlier champion becomes champion again, for a reason."""
     WITHDRAWAL = "withdrawal"
     """A version may not be promoted any more."""
+    REINSTATEMENT = "reinstatement"
+    """A withdrawal was a mistake, and is taken back for a reason; what else was withdrawn stays so. Promotes nothing."""
     REPAIR = "repair"
     """The registry's aliases were not where the ledger has them, and were put back; or were there before the ledger began."""
 

@@ -8,8 +8,9 @@
    the note `done`, or `over` if nobody took it. While a try is young, nobody else posts; one that is older than its time belonged to
    a process that died.
 
-So an event is posted once, unless a process dies between the receiver's answer and the note: then it is posted again, with the same
-`ce-id`, the entry's digest, by which a receiver knows it. No sender over a network can promise more.
+So an event is posted once, unless a process dies between the receiver's answer and the note: then it is posted again, the same to the
+byte. Its `id` is the digest of the entry, which no other event has; the headers `ce-id` and `Idempotency-Key` repeat it, so that a receiver
+or a gateway before it that keeps the ids it has seen acts once. No sender over a network can promise more.
 
 A receiver that does not answer never stops an act: it is told of later, and `reconcile` says how many wait. The webhook's address may
 hold a secret and is never shown. Events hold names, numbers, reasons and digests.
@@ -124,6 +125,7 @@ def _post(url: str, entry: Entry) -> bool:
     import requests
 
     headers = {"Content-Type": "application/cloudevents+json; charset=utf-8", "ce-id": entry.digest}
+    headers["Idempotency-Key"] = entry.digest
     body = canonical_json(event(entry)).encode()
     try:
         answer = requests.post(url, data=body, headers=headers, timeout=TRY_SECONDS / 8, allow_redirects=False)

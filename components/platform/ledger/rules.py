@@ -4,7 +4,7 @@
    person took the championship from this version before. Then it is nominated, and becomes the challenger.
 2. A nominated version is promoted when enough persons approved it, and while the champion it was measured with reigns.
 3. A rollback goes to a version that was champion before, for a reason.
-4. A withdrawn version is never promoted again, and never the goal of a rollback.
+4. A withdrawn version is never promoted again, and never the goal of a rollback, unless all its withdrawals were taken back.
 
 `previous` is where a rollback would go: the newest earlier champion that was neither withdrawn nor rolled back.
 """
@@ -12,12 +12,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from components.platform.ledger import approvals
 from components.platform.ledger.approvals import Person
 from components.platform.ledger.chain import State
-from components.platform.ledger.entry import CHALLENGER, CHAMPION, PREVIOUS, Entry, Kind, iso
+from components.platform.ledger.entry import CHALLENGER, CHAMPION, LIST, PREVIOUS, Entry, Kind, iso
 from components.platform.ledger.ledger import Draft
 from model.errors import RefusedError
 
@@ -123,13 +123,25 @@ def rollback(state: State, version: str, by: str, reason: str, evidence: Mapping
 
 
 def withdrawal(state: State, version: str, by: str, reason: str, evidence: Mapping[str, str]) -> Draft | None:
-    """Say that a version may not be promoted any more; None if it was said. A champion stays champion until a rollback."""
-    if version in state.withdrawn:
+    """Say that a version may not be promoted any more; None if it was said of the same list. A champion stays so until a rollback."""
+    if evidence.get(LIST, "") in state.withdrawals.get(version, {}):
         return None
     moves = {CHALLENGER: ""} if state.aliases.get(CHALLENGER) == version else {}
     if state.aliases.get(PREVIOUS) == version:
         moves[PREVIOUS] = state.former(version, state.champion)
     return Draft(Kind.WITHDRAWAL, version, by, moves, reason, dict(evidence))
+
+
+def reinstatement(state: State, version: str, by: str, reason: str, evidence: Mapping[str, str]) -> Draft | None:
+    """Take back the withdrawal of one list; None if it does not hold. It promotes nothing; `previous` may be this version again."""
+    held, of = state.withdrawals.get(version, {}), evidence.get(LIST, "")
+    if of not in held:
+        return None
+    others = {name: entry for name, entry in held.items() if name != of}
+    after = {name: kept for name, kept in {**state.withdrawals, version: others}.items() if kept}
+    former = replace(state, withdrawals=after).former(state.champion)
+    moves = _changes(state, {PREVIOUS: former}) if state.champion else {}
+    return Draft(Kind.REINSTATEMENT, version, by, moves, reason, {**evidence, "withdrawal": held[of].digest})
 
 
 def refuse_withdrawn(state: State, version: str) -> None:

@@ -101,7 +101,7 @@ def _registry(settings: Settings, found: Version, stored: Document, facts: Mappi
 
 
 def _chain(settings: Settings, found: Version, result: proof.Proof) -> None:
-    """The ledger of the model: every entry, the chain of their digests, and its end as the registry remembers it."""
+    """The ledger of the model: every entry, the chain of their digests, its end as the registry remembers it, and the aliases."""
     name = f"ledger of {found.name}"
     facts, ledger = registry.registered(settings, found.name), _ledger(settings, found)
     if facts is None or ledger is None:
@@ -112,11 +112,15 @@ def _chain(settings: Settings, found: Version, result: proof.Proof) -> None:
         result.note(f"{name}, entry {number}", [letter.message])
     if broken:
         return
+    entries = ledger.entries()
     try:
-        chain.against(ledger.entries(), facts.tags.get(registry.ANCHOR, ""))
+        chain.against(entries, facts.tags.get(registry.ANCHOR, ""))
         result.note(name, [])
     except BiovlmError as error:
         result.note(name, [error.message])
+    for one in registry.drifted(chain.state(entries), facts.aliases) if entries else ():
+        words = f"it is at version {one.found or 'none'}, the ledger has it at {one.wanted or 'none'}"
+        result.note(f"alias {one.alias} of {found.name}", [f"{words}; `biovlm registry reconcile {found.name}` puts it back"])
 
 
 def _ledger(settings: Settings, found: Version) -> Ledger | None:

@@ -4,7 +4,8 @@
    nobody wrote down, allows nothing but to be looked at: an unknown licence is never a permission.
 2. `strictest(document)` goes through every data set and base model that the weights depend on. What was only asked in an evaluation
    does not change the weights, and is named apart.
-3. `against(licence, purpose)` says so of one licence, for those who ask before a run: the gate asks when all GPUs have been spent.
+3. `forbidden(licences, purpose)` are those that do not allow what a version shall be used for. Preflight asks it of the base models that
+   a recipe names, and the gate of everything.
 
 A reading of names, not legal advice.
 """
@@ -94,10 +95,9 @@ def terms(licence: str) -> Terms:
     return next((found for pattern, found in READ if re.fullmatch(pattern, name)), Terms.UNKNOWN)
 
 
-def against(licence: str, purpose: Purpose) -> str:
-    """What a licence allows, if the purpose is more than that; else empty."""
-    found = terms(licence)
-    return WORDS[found] if found > ALLOWED[purpose] else ""
+def forbidden(licences: Iterable[str], purpose: Purpose) -> dict[str, str]:
+    """Licence -> what it allows, of those that do not allow the purpose."""
+    return {licence: WORDS[terms(licence)] for licence in licences if terms(licence) > ALLOWED[purpose]}
 
 
 def strictest(document: Document) -> Taint:

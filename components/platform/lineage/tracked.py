@@ -91,10 +91,15 @@ def served_otherwise(tracking: Tracking, model_id: str, said: Mapping[str, str])
     if found is None:
         yield f"LoggedModel {model_id}", "it was deleted, or its artifacts are missing"
         return
+    for name, words in otherwise(found, said):
+        yield f"LoggedModel {model_id}, {name}", f"it {words}"
+
+
+def otherwise(found: Mapping[str, str], said: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """(file, how it differs) between two lists of file -> SHA-256."""
     for name in sorted(found.keys() | said.keys()):
         if found.get(name) != said.get(name):
-            words = "is missing" if name not in found else "was added" if name not in said else "has another SHA-256"
-            yield f"LoggedModel {model_id}, {name}", f"it {words}"
+            yield name, "is missing" if name not in found else "was added" if name not in said else "has another SHA-256"
 
 
 def _facts(document: Document, ids: set[str]) -> dict[str, dict[str, str]]:

@@ -146,7 +146,7 @@ def test_a_candidate_is_compared_with_the_champion_on_the_same_items() -> None:
     assert down.verdict is Verdict.HOLD
     assert down.failed[0].check == "closed_accuracy against the champion"
     assert down.failed[0].value == pytest.approx(-0.1)
-    assert down.failed[0].limit == -0.01
+    assert down.failed[0].limit == -Promotion().max_loss_to_champion
     tolerant = GATES.model_copy(update={"max_loss_to_champion": 0.25, "max_slice_loss": 0.25})
     assert judge(tolerant, worse, better).verdict is Verdict.PROMOTE
 
