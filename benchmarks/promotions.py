@@ -74,7 +74,7 @@ def surroundings(kind: str) -> Iterator[dict[str, str]]:
     with tempfile.TemporaryDirectory(prefix="promotions-") as name, contextlib.ExitStack() as stack:
         environment = {"BIOVLM_HOME": name, "BIOVLM_RUN_ID": "race", "MLFLOW_DISABLE_TELEMETRY": "true"}
         if kind == "postgres":
-            environment["MLFLOW_TRACKING_URI"] = stack.enter_context(postgres.running())
+            environment["MLFLOW_TRACKING_URI"] = stack.enter_context(postgres.running()).address
         if kind == "s3":
             environment |= stack.enter_context(_s3(Path(name)))
         yield environment
