@@ -78,7 +78,9 @@ def _settle(server: Server, wanted: Wanted, pipeline: str, experiment: str) -> A
         if one is not last:
             server.remove_schedule(one.identifier)
     if now.make and last.spec == wanted.spec:
-        raise InternalError(f"the server keeps {wanted.name} otherwise than it was asked to: {'; '.join(now.why)}", "ask its operator")
+        raise InternalError(
+            f"the server keeps {wanted.name} otherwise than it was asked to: {'; '.join(now.why)}", "ask its operator"
+        )
     return Applied(wanted.name, "lost" if now.make else first.word, last.identifier, last.enabled, first.why)
 
 

@@ -109,7 +109,8 @@ def launchers(cluster, shared, client, tmp_path, monkeypatch):
             folder = work.store.root / "data" / name
             make(folder)
             made[name] = folder
-            facts[group][name] = {"uri": f"data/{name}", "digest": work.store.publish(f"data/{name}").digest}
+            digest = work.store.publish(f"data/{name}").digest
+            facts[group][name] = {"uri": f"data/{name}", "digest": digest, "revision": "c0ffee" * 6, "licence": "CC0-1.0"}
         with manifest.commit(work.final, "data", facts=facts) as folder:
             (folder / "audit.json").write_text("{}")
 

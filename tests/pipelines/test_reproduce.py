@@ -16,20 +16,14 @@ from components.platform import code, versions
 from components.platform.settings import CHECKOUT, Settings
 from components.platform.store import open_store
 from model import manifest
-from tests.pipelines import micro
+from tests.pipelines import command, micro
 
 pytestmark = pytest.mark.lane
-SECONDS = 900
 
 
 def biovlm(home, *words):
-    """Exit code, stdout and stderr of a command of its own."""
-    environment = {**os.environ, "BIOVLM_HOME": str(home), "PYTHONPATH": str(CHECKOUT)}
-    for name in ("MLFLOW_TRACKING_URI", "BIOVLM_DATA", "BIOVLM_STORE", "BIOVLM_RUN_ID", "BIOVLM_EVENTS"):
-        environment.pop(name, None)
-    command = (sys.executable, "-m", "pipelines.cli", *map(str, words))
-    done = subprocess.run(command, capture_output=True, text=True, cwd=CHECKOUT, env=environment, timeout=SECONDS, check=False)
-    return done.returncode, done.stdout, done.stderr
+    """Exit code, stdout and stderr."""
+    return command.call(home, "-m", "pipelines.cli", *words)
 
 
 @pytest.fixture(scope="module")

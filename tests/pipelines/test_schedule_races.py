@@ -157,7 +157,7 @@ def write(tmp_path):
 
 
 def apply_at_once(files, kfp):
-    """Applies each file in a thread of its own, from the same moment on; the errors. AssertionError with their stacks if they do not end."""
+    """Applies each file in a thread of its own, from the same moment on; the errors. If one does not end, its stack."""
     ready, errors = threading.Barrier(len(files)), []
     package = submit.package(cluster.connect().addresses)
 

@@ -274,6 +274,7 @@ class Handler(BaseHTTPRequestHandler):
     """One request."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # head and body are two writes: the second would wait for the client's delayed acknowledgement
     state: State
 
     def log_message(self, *given) -> None:
@@ -370,14 +371,20 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
 
+class Listener(ThreadingHTTPServer):
+    """Appliers that come at once all get in: the library's backlog is 5, and a connection beyond it waits for the kernel to try again."""
+
+    daemon_threads = True
+    request_queue_size = 128
+
+
 class KfpServer:
     """The server, and its address."""
 
     def __init__(self, schema: Path) -> None:
         self.state = State(Schema.read(schema))
         handler = type("BoundHandler", (Handler,), {"state": self.state})
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self._http.daemon_threads = True
+        self._http = Listener(("127.0.0.1", 0), handler)
         self.address = f"http://127.0.0.1:{self._http.server_port}"
 
 
