@@ -35,18 +35,7 @@ class Postgres:
 
     def ask(self, sql: str, role: str = USER, database: str = "mlflow") -> list[str]:
         """The rows that `role` gets for `sql`, as CSV. CalledProcessError: it is refused."""
-        said = (
-            "psql",
-            "--host",
-            str(self.home),
-            "--username",
-            role,
-            "--dbname",
-            database,
-            "--no-psqlrc",
-            "--csv",
-            "--tuples-only",
-        )
+        said = f"psql --host {self.home} --username {role} --dbname {database} --no-psqlrc --csv --tuples-only".split()
         return self.call(*said, "--set", "ON_ERROR_STOP=1", input=sql).splitlines()
 
 
