@@ -86,7 +86,16 @@ class RayCluster:
     def _begin(self) -> bool:
         """Start the head and wait until node and dashboard are there; False if the head ended."""
         options = [part for name, value in self._options.items() for part in (name, str(value))]
-        command = (sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--include-dashboard=true", *options)
+        command = (
+            sys.executable,
+            "-m",
+            "ray.scripts.scripts",
+            "start",
+            "--head",
+            "--block",
+            "--include-dashboard=true",
+            *options,
+        )
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(command, env=self._environment, stdout=log, stderr=log, start_new_session=True)
         deadline = time.monotonic() + START_SECONDS

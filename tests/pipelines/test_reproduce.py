@@ -18,7 +18,7 @@ from components.platform.store import open_store
 from model import manifest
 from tests.pipelines import command, micro
 
-pytestmark = pytest.mark.lane
+pytestmark = [pytest.mark.lane, pytest.mark.timeout(1800)]
 
 
 def biovlm(home, *words):

@@ -16,7 +16,7 @@ from components.platform.retraining.journal import Journal
 from components.platform.settings import Settings
 from tests.pipelines import command, micro
 
-pytestmark = pytest.mark.lane
+pytestmark = [pytest.mark.lane, pytest.mark.timeout(1800)]
 COMMAND = """
 import datetime, sys
 from pipelines import cli, cli_policy
