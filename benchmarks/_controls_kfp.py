@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from benchmarks._controls_crash import Mutation
 
-CLUSTER, SCHEDULES, COMPILED, DOCTOR = (
-    f"tests/pipelines/test_{name}.py::test_" for name in ("cluster", "schedules", "compiled", "doctor_cluster")
+CLUSTER, SCHEDULES, RACES, COMPILED, DOCTOR = (
+    f"tests/pipelines/test_{name}.py::test_" for name in ("cluster", "schedules", "schedule_races", "compiled", "doctor_cluster")
 )
 DOOR = "tests/components/test_door.py::test_"
 SERVER, SUBMIT, REAP, PODS = (f"pipelines/{name}.py" for name in ("cluster", "submit", "reap", "pods"))
@@ -76,23 +76,23 @@ CONTROLS = (
     Mutation(
         "whoever made a schedule looks again",
         "pipelines/schedule_server.py",
-        "    last = schedules.decide(wanted, schedules.found(server.schedules())) if first.make else first\n",
-        "    last = schedules.decide(wanted, [*schedules.found(server.schedules())][-1:]) if first.make else first\n",
-        f"{SCHEDULES}sixteen_at_once_end_with_one_recurring_run",
+        "        there = _named(server, wanted)\n        now, last",
+        "        there = _named(server, wanted)[-1:]\n        now, last",
+        f"{RACES}sixteen_at_once_end_with_one_recurring_run",
     ),
     Mutation(
-        "of equal schedules the same one stays for all",
+        "of two schedules the same one stays for all",
         "pipelines/schedules.py",
-        "return min(same, key=lambda one: (one.created, one.identifier), default=None)",
-        "return next(iter(same), None)",
-        f"{SCHEDULES}of_equal_ones_the_oldest_stays_whoever_looks",
+        "return max(mine, key=lambda one: (one.created, one.identifier), default=None)",
+        "return next(iter(mine), None)",
+        f"{SCHEDULES}of_equal_ones_the_newest_stays_whoever_looks",
     ),
     Mutation(
-        "another file's schedule is not deleted meanwhile",
+        "the newest schedule stays, whosever it is",
         "pipelines/schedule_server.py",
-        "if one.identifier in superseded or one.spec == wanted.spec:",
-        "if one:",
-        f"{SCHEDULES}two_files_at_once_never_leave_a_schedule_without_any",
+        "        if one is not last:\n",
+        "        if one.spec != wanted.spec:\n",
+        f"{RACES}in_no_order_of_acts_is_a_schedule_without_a_run_or_left_with_two",
     ),
     Mutation(
         "a paused schedule stays paused",

@@ -29,6 +29,7 @@ from tests.races import Outcome, Racers
 
 KINDS = ("sqlite", "postgres", "s3")
 PROCESSES, ROUNDS = 16, 20
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def measure(kinds: tuple[str, ...] = KINDS, processes: int = PROCESSES, rounds: int = ROUNDS) -> dict[str, float]:
@@ -74,7 +75,7 @@ def surroundings(kind: str) -> Iterator[dict[str, str]]:
     with tempfile.TemporaryDirectory(prefix="promotions-") as name, contextlib.ExitStack() as stack:
         environment = {"BIOVLM_HOME": name, "BIOVLM_RUN_ID": "race", "MLFLOW_DISABLE_TELEMETRY": "true"}
         if kind == "postgres":
-            environment["MLFLOW_TRACKING_URI"] = stack.enter_context(postgres.running())
+            environment["MLFLOW_TRACKING_URI"] = stack.enter_context(postgres.running()).address
         if kind == "s3":
             environment |= stack.enter_context(_s3(Path(name)))
         yield environment
@@ -83,12 +84,8 @@ def surroundings(kind: str) -> Iterator[dict[str, str]]:
 @contextlib.contextmanager
 def _s3(home: Path) -> Iterator[dict[str, str]]:
     """A server in a process of its own: threads must not be there when the racers are forked."""
-    code = (
-        "import time; from moto.server import ThreadedMotoServer as S; s = S('127.0.0.1', 0, verbose=False); s.start(); "
-        "print(s.get_host_and_port()[1], flush=True); time.sleep(1e6)"
-    )
     with (home / "moto.log").open("wb") as log:
-        server = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=log, text=True)
+        server = subprocess.Popen([sys.executable, "-m", "tests.s3"], cwd=ROOT, stdout=subprocess.PIPE, stderr=log, text=True)
     try:
         assert server.stdout is not None
         address = f"http://127.0.0.1:{int(server.stdout.readline())}"

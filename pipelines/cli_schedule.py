@@ -33,6 +33,7 @@ def apply(
     server = cluster.connect(addresses)
     done = schedule_server.apply(server, wanted, submit.package(addresses), Settings.from_environment().experiment)
     words = {"make": "made", "replace": "replaced", "tidy": "tidied", "same": "unchanged"}
+    words["lost"] = "not made: another file that names it was applied at the same moment"
     for one in done:
         output.emit(f"{one.name}: {words[one.word]}{'' if one.enabled else ', paused'}")
         for line in one.why:

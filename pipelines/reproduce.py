@@ -120,7 +120,11 @@ class Compared:
 
 
 def gather(settings: Settings, address: str) -> Original:
-    """What the version at `address` was made of. Errors as `versions.find`; MissingInputError: its records are gone."""
+    """What the version at `address` was made of.
+
+    Raises:
+        MissingInputError: Its records are gone. RefusedError: They contradict each other. Else as `versions.find`.
+    """
     version, store = versions.find(settings, address), open_store(settings)
     found = ancestry.records(store, version.tag(champion.RECEIPT_KEY))
     missing = [step for step in ancestry.MADE_BY if step not in found]
@@ -128,6 +132,11 @@ def gather(settings: Settings, address: str) -> Original:
         raise MissingInputError(
             f"{address} cannot be made again: the store has no record of {', '.join(missing)}",
             "bring the store of its run back; without these records nobody knows what it was made of",
+        )
+    if said := ancestry.contradictions(found):
+        raise RefusedError(
+            f"the records behind {address} contradict each other: {'; '.join(said)}",
+            "one of them was changed, or they are of several runs: `biovlm lineage verify` says more",
         )
     facts = store.manifest_of(found["register"].inputs["data"].uri).facts
     return Original(f"models:/{version.name}/{version.version}", version, found, facts)

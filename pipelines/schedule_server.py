@@ -1,21 +1,25 @@
 """Make the schedules of a file real on a KFP server.
 
-1. `apply` decides for each schedule, makes what is missing, lists again, and deletes what is superseded: first the new one, then the old
-   ones away, so that a schedule is never without a recurring run.
-2. Whoever made one lists afterwards and keeps the winner of all with the same spec. So any number of appliers of one file end with one
-   recurring run: the winner is never deleted by anyone, and every other is seen together with it by whoever came later.
+1. `apply` decides for each schedule, makes what is missing, lists again, and deletes all but the newest of that name: first the new one,
+   then the old ones away, so that a schedule is never without a recurring run.
+2. Any number of appliers, of one file or of several, end with one recurring run, the newest: it is deleted by nobody, and every other is
+   seen together with it by whoever came later. Whose file lost that race is told so.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from model.errors import MissingInputError
+from model.errors import InternalError, MissingInputError
 from pipelines import schedules
 from pipelines.cluster import Server
 from pipelines.schedules import Decision, Found, Wanted
 from pipelines.submit import Package, publish
+
+PAUSES_SECONDS = (0.0, 1.0, 1.0)
+"""Before making one: the server's times are whole seconds, so of an old and a new one of the same second the old one can be the newest."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,7 @@ class Applied:
 
     name: str
     word: str
+    """As a decision's, or `lost`: another file that names this schedule was applied at the same moment, and its one stays."""
     identifier: str
     enabled: bool
     why: tuple[str, ...]
@@ -57,27 +62,43 @@ def apply(server: Server, wanted: Sequence[Wanted], package: Package, experiment
 
 
 def _settle(server: Server, wanted: Wanted, pipeline: str, experiment: str) -> Applied:
-    first = schedules.decide(wanted, schedules.found(server.schedules()))
-    superseded = {one.identifier for one in first.delete}
-    if first.make:
-        server.add_schedule(
-            experiment,
-            pipeline,
-            first.enabled,
-            name=wanted.name,
-            description=wanted.description,
-            cron=wanted.cron,
-            no_catchup=wanted.no_catchup,
-            parameters=wanted.parameters,
-        )
-    last = schedules.decide(wanted, schedules.found(server.schedules())) if first.make else first
-    if last.keep is None:
+    there = _named(server, wanted)
+    first = now = schedules.decide(wanted, there)
+    before, last = {one.identifier for one in there}, schedules.newest(there)
+    for seconds in PAUSES_SECONDS:
+        if not now.make or (now is not first and (last is None or last.identifier not in before)):
+            break  # as wanted; or another file was applied after this one looked
+        time.sleep(seconds)
+        _make(server, wanted, pipeline, experiment, first.enabled)
+        there = _named(server, wanted)
+        now, last = schedules.decide(wanted, there), schedules.newest(there)
+    if last is None:
         raise MissingInputError(f"the schedule {wanted.name} vanished while it was made", "someone deletes it: find out who")
-    for one in last.delete:
-        # What was not there before, and is of another spec, belongs to someone who applies another file at this moment.
-        if one.identifier in superseded or one.spec == wanted.spec:
+    for one in there:
+        if one is not last:
             server.remove_schedule(one.identifier)
-    return Applied(wanted.name, first.word, last.keep.identifier, last.keep.enabled, first.why)
+    if now.make and last.spec == wanted.spec:
+        raise InternalError(
+            f"the server keeps {wanted.name} otherwise than it was asked to: {'; '.join(now.why)}", "ask its operator"
+        )
+    return Applied(wanted.name, "lost" if now.make else first.word, last.identifier, last.enabled, first.why)
+
+
+def _named(server: Server, wanted: Wanted) -> list[Found]:
+    return [one for one in schedules.found(server.schedules()) if one.name == wanted.name]
+
+
+def _make(server: Server, wanted: Wanted, pipeline: str, experiment: str, enabled: bool) -> None:
+    server.add_schedule(
+        experiment,
+        pipeline,
+        enabled,
+        name=wanted.name,
+        description=wanted.description,
+        cron=wanted.cron,
+        no_catchup=wanted.no_catchup,
+        parameters=wanted.parameters,
+    )
 
 
 def prune(server: Server, wanted: Sequence[Wanted]) -> list[Found]:

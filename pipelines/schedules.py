@@ -6,8 +6,8 @@
    its description, and a change is another recurring run.
 3. `found` reads ours from the server's list, `drift` says what is not as the file wants it, `decide` what to keep, make and delete.
 
-Two that do the same at once both make one and both see two. Which stays must then be the same for both: `winner` is the oldest, and of
-equally old ones the one with the smallest id. What another file's version made meanwhile is left alone: the next `apply` settles it.
+Two that apply at once both make one and both see two. Which stays must then be the same for both, whatever it was made from: `newest`,
+and of equally new ones the one with the greatest id. Whoever deletes has seen a newer one, so the newest of all is deleted by nobody.
 """
 
 from __future__ import annotations
@@ -247,16 +247,16 @@ def drift(wanted: Wanted, there: Found) -> list[str]:
     return said
 
 
-def winner(same: Iterable[Found]) -> Found | None:
-    """The one that stays."""
-    return min(same, key=lambda one: (one.created, one.identifier), default=None)
+def newest(mine: Iterable[Found]) -> Found | None:
+    """The one that stays, of those of one name."""
+    return max(mine, key=lambda one: (one.created, one.identifier), default=None)
 
 
 def decide(wanted: Wanted, there: Iterable[Found]) -> Decision:
     """What to do about one schedule, given what is on the server under its name."""
     mine = [one for one in there if one.name == wanted.name]
-    good = [one for one in mine if one.spec == wanted.spec and not drift(wanted, one)]
-    keep = winner(good)
+    last = newest(mine)
+    keep = last if last and last.spec == wanted.spec and not drift(wanted, last) else None
     others = tuple(one for one in mine if one is not keep)
     why = tuple(dict.fromkeys(line for one in others for line in (drift(wanted, one) or ["it is there twice"])))
     enabled = all(one.enabled for one in mine)

@@ -13,9 +13,12 @@ from typing import Any
 
 from components.platform.store import StepRecord, Store
 from model.config import STAGE_NAMES
+from model.manifest import digest_of
 
 MADE_BY = ("data", *STAGE_NAMES, "evaluate", "register")
 """Steps without whose records nobody can say what a version was made of."""
+SHARED = ("seed", "model", "resources")
+"""Fields of a stage's slice that a recipe has once."""
 
 
 def records(store: Store, receipt_key: str) -> dict[str, StepRecord]:
@@ -32,6 +35,20 @@ def records(store: Store, receipt_key: str) -> dict[str, StepRecord]:
             if before is not None and before not in found.values():
                 waiting.append(before)
     return found
+
+
+def contradictions(found: Mapping[str, StepRecord]) -> list[str]:
+    """What the stages of one run have in common and these records, of all of `MADE_BY`, say differently."""
+    said = []
+    for field in SHARED:
+        values = {stage: found[stage].piece.get(field) for stage in STAGE_NAMES}
+        if any(value != values["task"] for value in values.values()):
+            said.append(f"{field} is {', '.join(f'{_short(value)} in {stage}' for stage, value in values.items())}")
+    return said
+
+
+def _short(value: object) -> str:
+    return str(value) if isinstance(value, int | float) else digest_of(value)[:12]
 
 
 def recipe(found: Mapping[str, StepRecord], sets: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

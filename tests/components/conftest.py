@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
-import threading
 from functools import partial
 
 import boto3
 import pytest
-from moto.server import DomainDispatcherApplication, ThreadedMotoServer
 
 from components.platform import events, exports, reference
 from components.platform.impact import ask
@@ -17,6 +14,7 @@ from components.platform.settings import Settings
 from components.platform.step import run_step
 from components.platform.tracking import Tracking
 from model import manifest
+from tests import s3
 from tests.components.promotions import Registry, make_export
 from tests.registry_world import small_world
 
@@ -90,22 +88,10 @@ def registry(store, tmp_path, monkeypatch):
     return Registry(store, tmp_path)
 
 
-def one_put_at_a_time(server):
-    """moto looks whether a key is there and then writes it; S3's conditional put is one act, so two never both succeed."""
-    answer, turn = DomainDispatcherApplication.__call__, threading.Lock()
-
-    def in_turn(self, environ, start_response):
-        with turn if environ["REQUEST_METHOD"] == "PUT" else contextlib.nullcontext():
-            return answer(self, environ, start_response)
-
-    DomainDispatcherApplication.__call__ = in_turn
-    return server
-
-
 @pytest.fixture(scope="session")
 def server():
     """Address of an S3 server."""
-    server = one_put_at_a_time(ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False))
+    server = s3.server()
     server.start()
     yield "http://{}:{}".format(*server.get_host_and_port())
     server.stop()

@@ -17,6 +17,8 @@ from pathlib import Path
 
 NEEDED = ("aiohttp-cors", "opencensus", "prometheus-client", "colorful", "smart-open", "virtualenv")
 """What ray[default] brings beside ray[train]."""
+STARTED, TOO_SLOW = "Ray runtime started", "timed out during startup"
+TRIES, START_SECONDS = 3, 120
 
 
 def missing() -> list[str]:
@@ -36,7 +38,7 @@ class RayCluster:
     """Started by `start`, ended by `stop`; `home` is the home of its node."""
 
     def __init__(self, folder: Path, **environment: str) -> None:
-        self.folder, self.home = folder, folder / "node"
+        self._log, self.home = folder / "ray.log", folder / "node"
         gcs, self.port, agent, agent_grpc, client, metrics = free_ports(6)
         self.address, self.gcs = f"http://127.0.0.1:{self.port}", f"127.0.0.1:{gcs}"
         self.token = folder / "token"
@@ -72,8 +74,19 @@ class RayCluster:
             self._environment.pop(name, None)
 
     def start(self) -> None:
+        """Start the head, again if its node was not up in the 30 s that Ray gives it; a busy machine takes longer."""
+        for tried in range(1, TRIES + 1):
+            if self._begin():
+                return
+            said = self._log.read_text()
+            assert TOO_SLOW in said, said
+            assert tried < TRIES, f"Ray's node was not up in {TRIES} tries:\n{said}"
+            self.stop()
+
+    def _begin(self) -> bool:
+        """Start the head and wait until node and dashboard are there; False if the head ended."""
         options = [part for name, value in self._options.items() for part in (name, str(value))]
-        command = [
+        command = (
             sys.executable,
             "-m",
             "ray.scripts.scripts",
@@ -82,14 +95,16 @@ class RayCluster:
             "--block",
             "--include-dashboard=true",
             *options,
-        ]
-        with (self.folder / "ray.log").open("wb") as log:
+        )
+        with self._log.open("wb") as log:
             self._process = subprocess.Popen(command, env=self._environment, stdout=log, stderr=log, start_new_session=True)
-        deadline = time.monotonic() + 120
-        while not self._answers():
-            assert self._process.poll() is None, (self.folder / "ray.log").read_text()
-            assert time.monotonic() < deadline, "the dashboard did not come"
+        deadline = time.monotonic() + START_SECONDS
+        while STARTED not in self._log.read_text() or not self._answers():
+            if self._process.poll() is not None:
+                return False
+            assert time.monotonic() < deadline, f"the dashboard did not come: {self._log.read_text()}"
             time.sleep(0.5)
+        return True
 
     def _answers(self) -> bool:
         request = urllib.request.Request(

@@ -72,6 +72,14 @@ def test_data_and_base_models_are_laid_as_they_stood_and_the_data_step_makes_the
     assert made.digest == original.artifacts["data"][1]
 
 
+def test_records_that_contradict_each_other_are_refused(original, store):
+    """What all stages of a run have in common stands in one record differently: no run can be made of these."""
+    record = original.records["task"]
+    open_store(store).write_record(record.model_copy(update={"piece": {**record.piece, "seed": 4}}))
+    with pytest.raises(RefusedError, match="seed is 3 in align, 3 in instruct, 4 in task"):
+        reproduce.gather(store, "models:/micro/1")
+
+
 def test_each_missing_input_is_named(original, store, tmp_path):
     shutil.rmtree(store.store / "data")
     other = {name: record.model_copy(update={"code": "0" * 64}) for name, record in original.records.items()}

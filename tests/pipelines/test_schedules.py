@@ -1,9 +1,8 @@
-"""Schedules as files: what is read, what is decided, and that many appliers end with one recurring run."""
+"""Schedules as files: what is read, what is decided, and what is asked of the server. Many at once: test_schedule_races.py."""
 
 from __future__ import annotations
 
 import json
-import threading
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -12,7 +11,7 @@ import yaml
 
 from components.platform.retraining.policy import Policy
 from model.errors import ConfigError
-from pipelines import cli, cluster, cron, estimate, schedule_server, schedules, submit
+from pipelines import cli, cron, estimate, schedules
 from pipelines.estimate import Estimate
 from pipelines.schedules import Found, Wanted
 from tests.pipelines import micro
@@ -145,11 +144,18 @@ def test_drift_is_seen_even_where_the_description_says_that_nothing_changed(chan
     assert why in decision.why[0]
 
 
-def test_of_equal_ones_the_oldest_stays_whoever_looks():
-    same = [replace(GOOD, identifier=name, created=when) for name, when in (("c", "1"), ("a", "2"), ("b", "1"))]
+def test_of_equal_ones_the_newest_stays_whoever_looks():
+    same = [replace(GOOD, identifier=name, created=when) for name, when in (("a", "2"), ("c", "1"), ("b", "2"))]
     for order in (same, same[::-1]):
         decision = schedules.decide(WANTED, order)
         assert (decision.keep.identifier, {one.identifier for one in decision.delete}) == ("b", {"a", "c"})
+
+
+def test_a_good_one_that_is_not_the_newest_is_made_again():
+    """Another file's is newer and may be about to delete it."""
+    other = replace(GOOD, identifier="c", created="2026-02-01", spec="f" * 64)
+    decision = schedules.decide(WANTED, [GOOD, other])
+    assert (decision.keep, decision.make, decision.delete) == (None, True, (GOOD, other))
 
 
 def test_a_paused_schedule_that_is_replaced_stays_paused():
@@ -279,51 +285,3 @@ def test_what_the_file_does_not_name_stays_unless_it_is_pruned(kfp, write, say):
     assert (code, len(kfp.recurring), "weekly: on the server and not in the file" in err) == (0, 2, True)
     assert "weekly: deleted" in say("apply", write(), "--prune")[1]
     assert [run["display_name"] for run in kfp.recurring.values()] == ["monthly"]
-
-
-def apply_at_once(files, kfp):
-    """Applies each file in a thread of its own, from the same moment on; the errors."""
-    ready, errors = threading.Barrier(len(files)), []
-    package = submit.package(cluster.connect().addresses)
-
-    def one(path):
-        try:
-            server, wanted = cluster.connect(), schedules.read(path, "UTC")
-            ready.wait(60)
-            schedule_server.apply(server, wanted, package, "biovlm")
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=one, args=(path,)) for path in files]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(120)
-    return errors
-
-
-@pytest.mark.parametrize("tick", [0, 1], ids=["all made in the same second", "one after the other"])
-def test_sixteen_at_once_end_with_one_recurring_run(kfp, write, tick):
-    kfp.tick, kfp.jitter = tick, 1.0  # all have looked before the first one writes
-    assert apply_at_once([write()] * 16, kfp) == []
-    assert kfp.asked.count("POST /apis/v2beta1/recurringruns") > 1, "nobody ran into anybody: the test shows nothing"
-    assert [len(kfp.recurring), len(kfp.pipelines), len(kfp.experiments)] == [1, 1, 1]
-
-
-def test_sixteen_that_replace_one_at_once_end_with_one(kfp, write, say):
-    say("apply", write())
-    kfp.jitter = 0.05
-    assert apply_at_once([write(cron="0 4 1 * *")] * 16, kfp) == []
-    assert [run["trigger"]["cron_schedule"]["cron"] for run in kfp.recurring.values()] == ["0 0 4 1 * *"]
-
-
-def test_two_files_at_once_never_leave_a_schedule_without_any(kfp, tmp_path, say):
-    paths = []
-    for hour in (4, 5):
-        paths.append(tmp_path / f"{hour}.yaml")
-        paths[-1].write_text(yaml.safe_dump({"schedules": [ENTRY | {"cron": f"0 {hour} 1 * *"}]}))
-    kfp.jitter = 0.05
-    assert apply_at_once(paths * 4, kfp) == []
-    assert len(kfp.recurring) >= 1
-    say("apply", paths[0])
-    assert len(kfp.recurring) == 1

@@ -6,9 +6,6 @@ Each month is the command as a process of its own, as a machine's cron would sta
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import yaml
@@ -16,11 +13,10 @@ import yaml
 from components.data.registry import Registry
 from components.platform import versions
 from components.platform.retraining.journal import Journal
-from components.platform.settings import CHECKOUT, Settings
-from tests.pipelines import micro
+from components.platform.settings import Settings
+from tests.pipelines import command, micro
 
-pytestmark = pytest.mark.lane
-SECONDS = 900
+pytestmark = [pytest.mark.lane, pytest.mark.timeout(1800)]
 COMMAND = """
 import datetime, sys
 from pipelines import cli, cli_policy
@@ -53,13 +49,10 @@ def place(tmp_path):
 
 def month(place, number):
     """What the command said on the first of a month."""
-    environment = {**os.environ, "BIOVLM_HOME": str(place / "home"), "PYTHONPATH": str(CHECKOUT)}
-    for name in ("MLFLOW_TRACKING_URI", "BIOVLM_DATA", "BIOVLM_STORE", "BIOVLM_RUN_ID", "BIOVLM_EVENTS"):
-        environment.pop(name, None)
-    command = (sys.executable, "-c", COMMAND, f"2026-{number:02d}-01T03:00:05+00:00", str(place / "policy.yaml"))
-    done = subprocess.run(command, capture_output=True, text=True, cwd=CHECKOUT, env=environment, timeout=SECONDS, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    words = ("-c", COMMAND, f"2026-{number:02d}-01T03:00:05+00:00", place / "policy.yaml")
+    status, out, err = command.call(place / "home", *words)
+    assert status == 0, err
+    return json.loads(out)
 
 
 def test_each_changed_month_trains_once_and_an_unchanged_one_starts_nothing(place):

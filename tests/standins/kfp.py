@@ -36,7 +36,6 @@ from tests.standins.kfp_rules import Refusal, Schema, check_cron, check_paramete
 SCHEMAS = Path(os.environ.get("BIOVLM_SCHEMAS") or Path(__file__).resolve().parents[3] / "shared" / "schemas")
 KFP_SCHEMA = SCHEMAS / "kfp" / "kfp_api_v2beta1.swagger.json"
 OVER = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
-FAILING = ("FAILED",)
 Frame = dict[str, Any]
 
 
@@ -163,7 +162,7 @@ class State:
                 task |= {"state": state, "said": said} | ({"end": self.now()} if state in OVER else {})
             run.at += 1
         states = {name: task["state"] for name, task in run.tasks.items()}
-        if any(state in FAILING for state in states.values()):
+        if "FAILED" in states.values():
             self._end(run, "FAILED")
         elif run.at >= len(run.script) and all(states.get(name) in ("SUCCEEDED", "SKIPPED") for name in tasks_of(run.spec)):
             self._end(run, "SUCCEEDED")
@@ -274,6 +273,7 @@ class Handler(BaseHTTPRequestHandler):
     """One request."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # head and body are two writes: the second would wait for the first one's acknowledgement
     state: State
 
     def log_message(self, *given) -> None:
@@ -370,14 +370,18 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
 
+class Listener(ThreadingHTTPServer):
+    """All who come at once get in: with the library's backlog of 5, the kernel lets the others try again after seconds."""
+
+    daemon_threads, request_queue_size = True, 128
+
+
 class KfpServer:
     """The server, and its address."""
 
     def __init__(self, schema: Path) -> None:
         self.state = State(Schema.read(schema))
-        handler = type("BoundHandler", (Handler,), {"state": self.state})
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self._http.daemon_threads = True
+        self._http = Listener(("127.0.0.1", 0), type("BoundHandler", (Handler,), {"state": self.state}))
         self.address = f"http://127.0.0.1:{self._http.server_port}"
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
 
+from tests import postgres
 from tests.manifests import ROOT
 
 BASE = ROOT / "infra" / "kubernetes" / "base"
@@ -50,42 +49,21 @@ def as_grafana_asks(sql):
 
 @pytest.fixture(scope="module")
 def database():
-    """A server of its own behind a socket, as an ordinary user: PostgreSQL refuses root. Yields `ask(sql, role)`."""
-    if not shutil.which("initdb") or not shutil.which("psql"):
+    """A real server after the script that makes its roles, with MLflow's tables and a few rows. Yields `ask(sql, role, database)`."""
+    if not postgres.is_installed():
         pytest.skip("PostgreSQL is not installed: the dashboard's SQL is not run")
-    user = "nobody" if os.geteuid() == 0 else None
-    # Not a folder of pytest's: each session that starts closes those to other users.
-    home = Path(tempfile.mkdtemp(prefix="biovlm-postgres-"))
-    if user:
-        shutil.chown(home, user)
-    secrets = home / "secrets"
-    secrets.mkdir()
-    (secrets / "grafana-password").write_text("only for this test\n")
-    secrets.chmod(0o755)
-
-    def call(*command, **options):
-        return subprocess.run(command, user=user, cwd=home, capture_output=True, text=True, check=True, **options).stdout
-
-    call("initdb", "--auth=trust", "--username=mlflow", "--no-sync", "--pgdata", str(home / "data"))
-    server = f"-c listen_addresses= -c unix_socket_directories={home} -c fsync=off"
-    call("pg_ctl", "--pgdata", str(home / "data"), "--wait", "--log", str(home / "log"), "--options", server, "start")
-    try:
-        call("createdb", "--host", str(home), "--username", "mlflow", "mlflow")
+    with postgres.running() as server:
+        secrets = server.home / "secrets"
+        secrets.mkdir()
+        (secrets / "grafana-password").write_text("only for this test\n")
+        secrets.chmod(0o755)
         script = (BASE / "tracking" / "20-readers.sh").read_text().replace("/run/secrets/postgres", str(secrets))
-        (home / "readers.sh").write_text(script)
-        env = {**os.environ, "POSTGRES_USER": "mlflow", "POSTGRES_DB": "mlflow", "PGHOST": str(home)}
-        call("sh", str(home / "readers.sh"), env=env)
-
-        def ask(sql, role="mlflow", base="mlflow"):
-            asked = ("psql", "--host", str(home), "--username", role, "--dbname", base, "--no-psqlrc", "--csv", "--tuples-only")
-            return call(*asked, "--set", "ON_ERROR_STOP=1", input=sql).splitlines()
-
+        (server.home / "readers.sh").write_text(script)
+        env = {**os.environ, "POSTGRES_USER": postgres.USER, "POSTGRES_DB": "mlflow", "PGHOST": str(server.home)}
+        server.call("sh", str(server.home / "readers.sh"), env=env)
         tables = subprocess.run([sys.executable, "-c", TABLES], capture_output=True, text=True, check=True).stdout
-        ask(tables + ROWS + grants())
-        yield ask
-    finally:
-        call("pg_ctl", "--pgdata", str(home / "data"), "--mode", "immediate", "stop")
-        shutil.rmtree(home)
+        server.ask(tables + ROWS + grants())
+        yield server.ask
 
 
 def grants():
