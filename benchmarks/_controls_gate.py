@@ -90,8 +90,7 @@ ROWS = (
     (
         "preflight refuses a base model whose licence forbids the purpose",
         ("components/preflight/step.py", "        _licences(checked, log)\n", ""),
-        "tests/components/test_preflight.py::"
-        "test_a_base_model_whose_licence_forbids_the_purpose_ends_with_77_and_an_unknown_one_is_told",
+        "tests/components/test_preflight.py::test_a_licence_that_forbids_the_purpose_is_told_before_any_gpu",
     ),
     (
         "what is served is what was signed",

@@ -165,13 +165,6 @@ CONTROLS = (
         "tests/components/test_kuberay_manifest.py::test_a_site_that_cannot_be_is_a_letter",
     ),
     Mutation(
-        "a licence that forbids the purpose is told before any GPU",
-        "components/preflight/step.py",
-        "        _licences(checked)\n",
-        "",
-        "tests/components/test_preflight.py::test_a_licence_that_forbids_the_purpose_is_told_before_any_gpu",
-    ),
-    Mutation(
         "what can never fit its queue is told before a run",
         "pipelines/doctor_kubernetes.py",
         "elif why := quota.never_fits(_first_job(ground, site), whole):",
