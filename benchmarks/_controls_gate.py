@@ -83,12 +83,6 @@ ROWS = (
         GATE + "test_a_gate_that_nobody_approved_is_refused_before_anything_is_trained",
     ),
     (
-        "preflight refuses a base model whose licence forbids the purpose",
-        ("components/preflight/step.py", "        _licences(checked, log)\n", ""),
-        "tests/components/test_preflight.py::"
-        "test_a_base_model_whose_licence_forbids_the_purpose_ends_with_77_and_an_unknown_one_is_told",
-    ),
-    (
         "what is served is what was signed",
         ("components/register/server.py", "    if wrong:", "    if False:"),
         SERVER + "test_what_is_not_what_was_signed_is_refused_and_nothing_of_it_runs[code]",

@@ -4,7 +4,7 @@
 2. What the run may cost bounds the deadline of each heavy step. Libraries, the store, the disk and the tracking store are looked at; each
    complaint is one letter with the way out.
 3. The present champion is read, so that the whole run compares with the same one; and the recipe's gate must be one that may judge
-   against it, and its base models' licences allow its purpose: what would else be refused after hours.
+   against it, which would else be refused after hours.
 4. Of a scheduled run, the data step is asked whether to train again (components/platform/retraining/question.py).
 5. Out come nine texts (one slice for each step, the mark of the tracking store, that question), what a worker asks for on a cluster,
    and the reference to the champion's checkpoint.
@@ -28,8 +28,6 @@ from pydantic import ValidationError
 from components.platform import approved, pools
 from components.platform import champion as champions
 from components.platform.events import EventLog, EventType
-from components.platform.lineage import licences
-from components.platform.lineage.licences import Terms
 from components.platform.retraining import question as retraining
 from components.platform.settings import Settings
 from components.platform.step import guarded
@@ -37,7 +35,7 @@ from components.platform.store import open_store
 from components.platform.task_config import asked
 from model import manifest, recipe
 from model.config import Model, Recipe, Resources
-from model.errors import CannotWriteError, ConfigError, MissingInputError, RefusedError
+from model.errors import CannotWriteError, ConfigError, MissingInputError
 
 LIBRARIES = ("torch", "transformers", "peft", "safetensors", "ray", "mlflow", "dvc")
 LAUNCHER_LIBRARIES = ("mlflow", "dvc")
@@ -86,7 +84,6 @@ def run(recipe_json: str, champion: str, budget: str = "", policy: str = "") -> 
         if settings.launcher == "process":
             _machine(checked.resources, log)
         _bases(checked.model)
-        _licences(checked, log)
         _writable(settings.store)
         open_store(settings).check()
         found, tracking = champions.present(settings, checked.registered_model)
@@ -160,22 +157,6 @@ def _bases(wanted: Model) -> None:
             raise MissingInputError(
                 f"no folder {source} for a base model", "correct its path in the recipe, or bring the folder there"
             )
-
-
-def _licences(wanted: Recipe, log: EventLog) -> None:
-    """A base model that may not be used for the purpose would be told by the gate only; licences of data sets come with the data step."""
-    parts = {"tower": wanted.model.tower, "language": wanted.model.language}
-    stated = {name: part.licence for name, part in parts.items() if part.source}
-    purpose = wanted.promotion.purpose
-    for licence, words in licences.forbidden(stated.values(), purpose).items():
-        named = " and ".join(name for name, one in stated.items() if one == licence)
-        if licences.terms(licence) is Terms.UNKNOWN:
-            log.write(EventType.NOTE, message=f"no licence is known of {named}: what is trained on it cannot be promoted")
-            continue
-        raise RefusedError(
-            f"promotion.purpose is {purpose}, and the licence of {named}, {licence}, does not allow that: {words}",
-            "take another base model, or another purpose",
-        )
 
 
 def _writable(store: Path) -> None:

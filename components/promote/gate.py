@@ -12,14 +12,21 @@ from __future__ import annotations
 
 from components.platform import approved, signing
 from components.platform.lineage import licences, version
-from components.platform.lineage.licences import Taint
+from components.platform.lineage.licences import Taint, Terms
 from components.platform.reference import Reference
 from components.platform.settings import Settings
 from components.platform.store import Store
-from model.config import Promotion
+from model.config import Promotion, Purpose
 from model.errors import RefusedError
 from model.evaluation.decision import Decision, Evidence, Grounds, decide
 from model.evaluation.results import read_items, read_report
+
+ALLOWED: dict[Purpose, Terms] = {
+    Purpose.RESEARCH: Terms.RESEARCH_ONLY,
+    Purpose.SHARING: Terms.NON_COMMERCIAL,
+    Purpose.COMMERCIAL: Terms.ACCEPTABLE_USE,
+}
+"""Purpose -> the strictest terms under which it is allowed."""
 
 
 def judge(
@@ -53,7 +60,7 @@ def judge(
         None if champion_report.is_none else evidence(store, settings, champion_report),
         Grounds(
             licences=taint.licences,
-            forbidden=licences.forbidden(taint.licences, promotion.purpose),
+            forbidden=forbidden(taint, promotion.purpose),
             champions_gate=champions_gate,
             approved=approved.digests(settings),
         ),
@@ -76,3 +83,9 @@ def taint_of(store: Store, settings: Settings, receipt: Reference) -> Taint:
     """What the licences of all that the version was made from come to, from the signed receipt."""
     signing.verify(store, settings, store.uri(receipt.folder), receipt.digest)
     return licences.strictest(version.read(store, receipt.folder.name))
+
+
+def forbidden(taint: Taint, purpose: Purpose) -> dict[str, str]:
+    """Licence -> what it allows, of those that do not allow the purpose."""
+    read = {licence: licences.terms(licence) for licence in taint.licences}
+    return {licence: licences.WORDS[terms] for licence, terms in read.items() if terms > ALLOWED[purpose]}

@@ -11,10 +11,10 @@ import pytest
 
 from components.platform import approved, reference, signing
 from components.platform.lineage import licences
-from components.platform.lineage.licences import ALLOWED
 from components.platform.tracking import Tracking
 from components.preflight import step as preflight
 from components.promote import gate
+from components.promote.gate import ALLOWED
 from model import manifest
 from model.config import Promotion, Purpose
 from model.errors import ConfigError, RefusedError
@@ -187,7 +187,8 @@ def test_each_purpose_has_its_strictest_terms():
     allowed = [ALLOWED[purpose] for purpose in (Purpose.RESEARCH, Purpose.SHARING, Purpose.COMMERCIAL)]
     assert allowed == sorted(allowed, reverse=True)
     assert set(ALLOWED) == set(Purpose)
-    assert list(licences.forbidden(("CC0-1.0", "nobody knows"), Purpose.RESEARCH)) == ["nobody knows"]
+    taint = gate.Taint(licences.Terms.UNKNOWN, ("CC0-1.0", "nobody knows"), (), ())
+    assert list(gate.forbidden(taint, Purpose.RESEARCH)) == ["nobody knows"]
 
 
 BAD_LISTS = ["gates: 3", "gates: [{digest: abc, by: x, since: 2026-01-01, reason: r}]", "gates: [", "other: []", "- 1"]

@@ -71,16 +71,6 @@ def test_a_base_model_whose_folder_is_gone_is_told_before_anything_is_made_ready
     assert (letter.exit_code, letter.message) == (66, "no folder /nowhere/tower for a base model")
 
 
-def test_a_base_model_whose_licence_forbids_the_purpose_ends_with_77_and_an_unknown_one_is_told(check, happened):
-    wanted = {"purpose": "commercial"}
-    letter = check(micro.recipe(model={"tower": {"licence": "CC-BY-NC-4.0"}}, promotion=wanted).model_dump_json())
-    assert (letter.exit_code, "the licence of tower, CC-BY-NC-4.0, does not allow that" in letter.message) == (77, True)
-    check(micro.recipe(model={"tower": {"licence": "CC-BY-NC-4.0"}}).model_dump_json())
-    check(micro.recipe(model={"language": {"licence": "unknown"}}, promotion=wanted).model_dump_json())
-    notes = [event.message for event in happened(types_only=False) if str(event.type) == "note"]
-    assert any("no licence is known of language" in note for note in notes)
-
-
 def test_too_little_free_space_ends_with_73(check, monkeypatch):
     monkeypatch.setattr(preflight, "LEAST_FREE_MIB", 10**9)
     letter = check(micro.recipe().model_dump_json())

@@ -4,8 +4,6 @@
    nobody wrote down, allows nothing but to be looked at: an unknown licence is never a permission.
 2. `strictest(document)` goes through every data set and base model that the weights depend on. What was only asked in an evaluation
    does not change the weights, and is named apart.
-3. `forbidden(licences, purpose)` are those that do not allow what a version shall be used for. Preflight asks it of the base models that
-   a recipe names, and the gate of everything.
 
 A reading of names, not legal advice.
 """
@@ -18,7 +16,6 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from components.platform.lineage.graph import Document, Kind
-from model.config import Purpose
 
 LEARNED = frozenset({"weights of", "continues", "learned from", "built on"})
 """Roles that lead from a version to all that its weights depend on."""
@@ -63,14 +60,6 @@ WORDS = {
 }
 
 
-ALLOWED: dict[Purpose, Terms] = {
-    Purpose.RESEARCH: Terms.RESEARCH_ONLY,
-    Purpose.SHARING: Terms.NON_COMMERCIAL,
-    Purpose.COMMERCIAL: Terms.ACCEPTABLE_USE,
-}
-"""Purpose -> the strictest terms under which it is allowed."""
-
-
 @dataclass(frozen=True)
 class Taint:
     """What the ancestors' licences come to."""
@@ -93,11 +82,6 @@ def terms(licence: str) -> Terms:
     """What a licence allows."""
     name = licence.strip().lower()
     return next((found for pattern, found in READ if re.fullmatch(pattern, name)), Terms.UNKNOWN)
-
-
-def forbidden(licences: Iterable[str], purpose: Purpose) -> dict[str, str]:
-    """Licence -> what it allows, of those that do not allow the purpose."""
-    return {licence: WORDS[terms(licence)] for licence in licences if terms(licence) > ALLOWED[purpose]}
 
 
 def strictest(document: Document) -> Taint:
