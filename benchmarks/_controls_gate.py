@@ -69,6 +69,11 @@ ROWS = (
         GATE + "test_a_report_of_another_version_of_the_benchmark_is_refused",
     ),
     (
+        "what any set taught counts as seen",
+        ("components/evaluate/asking.py", 'inputs.learned_images(Path(job["subjects"]["data"]))', "None"),
+        "tests/components/test_evaluate.py::test_an_image_that_any_set_taught_counts_as_seen_not_those_of_the_asked_set_alone",
+    ),
+    (
         "a changed gate needs approval",
         ("model/evaluation/gates.py", "    if own == champions_gate:", "    if True:"),
         DECISION + "test_a_gate_that_was_changed_needs_a_place_on_the_approved_list",

@@ -7,6 +7,7 @@ from benchmarks._controls_crash import Mutation
 CLUSTER, SCHEDULES, COMPILED, DOCTOR = (
     f"tests/pipelines/test_{name}.py::test_" for name in ("cluster", "schedules", "compiled", "doctor_cluster")
 )
+DOOR = "tests/components/test_door.py::test_"
 SERVER, SUBMIT, REAP, PODS = (f"pipelines/{name}.py" for name in ("cluster", "submit", "reap", "pods"))
 CONTROLS = (
     Mutation(
@@ -119,6 +120,76 @@ CONTROLS = (
         PODS,
         "run_as_non_root=True)",
         "run_as_non_root=False)",
+        f"{COMPILED}every_pod_has_an_end_a_user_that_is_not_root_and_knows_who_it_is",
+    ),
+    Mutation(
+        "a key goes to the steps that sign alone",
+        PODS,
+        "    if name in KEYS:\n        _keys(task, KEYS[name])\n",
+        "    _keys(task, KEYS['register'])\n",
+        f"{COMPILED}secrets_are_named_and_hold_what_is_secret_and_nothing_else_does",
+    ),
+    Mutation(
+        "the launcher's own Secrets are not passed on to workers",
+        "components/platform/task_config.py",
+        "    return secret in LAUNCHERS_OWN\n",
+        "    return False\n",
+        "tests/components/test_task_config.py::test_the_launchers_own_secrets_stay_with_it",
+    ),
+    Mutation(
+        "a key leaves the environment for a file of its owner",
+        "components/platform/door.py",
+        'if (text := os.environ.pop(name, ""))}',
+        'if (text := os.environ.get(name, ""))}',
+        f"{DOOR}a_key_is_a_file_of_its_owner_alone_and_leaves_the_environment",
+    ),
+    Mutation(
+        "a pod makes no key for itself",
+        "components/platform/keys.py",
+        "    if settings.signing_key is None and settings.pod:",
+        "    if settings.signing_key is None and not settings.home:",
+        f"{DOOR}a_pod_without_a_key_makes_none",
+    ),
+    Mutation(
+        "before a run the key that will sign must be trusted",
+        "components/platform/keys.py",
+        "    if signer not in known:",
+        "    if not signer:",
+        f"{DOOR}before_a_run_the_key_that_will_sign_must_be_trusted",
+    ),
+    Mutation(
+        "no worker gets a Secret of the steps by name",
+        "components/platform/kuberay/site.py",
+        "if own := sorted({*secrets} & {*task_config.LAUNCHERS_OWN}):",
+        "if own := []:",
+        "tests/components/test_kuberay_manifest.py::test_a_site_that_cannot_be_is_a_letter",
+    ),
+    Mutation(
+        "a licence that forbids the purpose is told before any GPU",
+        "components/preflight/step.py",
+        "        _licences(checked)\n",
+        "",
+        "tests/components/test_preflight.py::test_a_licence_that_forbids_the_purpose_is_told_before_any_gpu",
+    ),
+    Mutation(
+        "what can never fit its queue is told before a run",
+        "pipelines/doctor_kubernetes.py",
+        "elif why := quota.never_fits(_first_job(ground, site), whole):",
+        'elif why := "":',
+        "tests/pipelines/test_doctor_kubernetes.py::test_what_the_cluster_lacks_is_named_with_its_remedy",
+    ),
+    Mutation(
+        "trying to write leaves no model behind",
+        "components/platform/tracking.py",
+        "            client.delete_registered_model(probe)\n",
+        "",
+        "tests/components/test_tracking.py::test_trying_to_write_leaves_marks_where_a_run_will_write_and_no_model_of_its_own",
+    ),
+    Mutation(
+        "a pod knows its run by its label",
+        PODS,
+        '    "BIOVLM_KFP_RUN_ID": "metadata.labels[\'pipeline/runid\']",\n',
+        "",
         f"{COMPILED}every_pod_has_an_end_a_user_that_is_not_root_and_knows_who_it_is",
     ),
     Mutation(

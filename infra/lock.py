@@ -39,6 +39,7 @@ LOCAL_BUILD = re.compile(r"^# also (?P<file>\S+) sha256:(?P<hash>[0-9a-f]{64})$"
 IMAGES = {
     "launcher": "What the launcher image holds: what carries, and nothing that learns.",
     "train": "What the train image holds beside torch: what learns, Ray around it, and no kfp.",
+    "mlflow": "What the image of MLflow's server holds.",
     "sbom": "What lists the content of an image while it is built, and stays out of it.",
 }
 """Extra of pyproject.toml, or the group SBOM -> title of its file in requirements/images."""

@@ -33,37 +33,45 @@ def pipeline(images: Images = Images()) -> Any:
     """The pipeline, with the images that its steps run in."""
 
     @dsl.pipeline(name=NAME, description="Train an assistant in three stages, evaluate it, promote it if it is better.")
-    def biovlm(recipe: str, budget: str = "", policy: str = "") -> None:
+    def biovlm(recipe: str, budget: str = "", policy: str = "", trigger: str = "kubeflow") -> None:
         """One run of one recipe.
 
         Args:
             recipe: A complete recipe (model.config.Recipe) as JSON.
             budget: GPU hours that the run may cost, as a number; empty for no bound.
             policy: When to train again, and why, as JSON, for a run that a schedule starts; empty trains in any case.
+            trigger: Who or what began the run, as lineage shows it: `person:NAME`, `schedule:NAME`, `ci:NAME`; by itself, somebody on
+                Kubeflow's own pages. On this machine empty: the environment says it.
         """
-        _graph(recipe, budget, policy, images)
+        _graph(recipe, budget, policy, trigger, images)
 
     return biovlm
 
 
-def _graph(recipe: str, budget: str, policy: str, images: Images) -> None:
-    start = preflight(recipe=recipe, budget=budget, policy=policy)
+def _graph(recipe: str, budget: str, policy: str, trigger: str, images: Images) -> None:
+    start = preflight(recipe=recipe, budget=budget, policy=policy, trigger=trigger)
     champion, tracking, questions = (start.outputs[name] for name in ("champion", "tracking", "evaluate"))
 
-    material = data(piece=start.outputs["data"], question=start.outputs["question"])
-    align = train(piece=start.outputs["align"], data=material.output)
-    instruct = train(piece=start.outputs["instruct"], data=material.output, parent=align.output)
-    task = train(piece=start.outputs["task"], data=material.output, parent=instruct.output)
+    material = data(piece=start.outputs["data"], question=start.outputs["question"], trigger=trigger)
+    align = train(piece=start.outputs["align"], data=material.output, trigger=trigger)
+    instruct = train(piece=start.outputs["instruct"], data=material.output, parent=align.output, trigger=trigger)
+    task = train(piece=start.outputs["task"], data=material.output, parent=instruct.output, trigger=trigger)
 
-    report = evaluate(who="evaluate", piece=questions, data=material.output, checkpoint=task.output)
-    rival = evaluate(who="champion", piece=questions, data=material.output, checkpoint=champion)
+    report = evaluate(who="evaluate", piece=questions, data=material.output, checkpoint=task.output, trigger=trigger)
+    rival = evaluate(who="champion", piece=questions, data=material.output, checkpoint=champion, trigger=trigger)
 
     receipt = register(
-        piece=start.outputs["register"], tracking=tracking, data=material.output, checkpoint=task.output, report=report.output
+        piece=start.outputs["register"],
+        tracking=tracking,
+        trigger=trigger,
+        data=material.output,
+        checkpoint=task.output,
+        report=report.output,
     )
     decision = promote(
         piece=start.outputs["promote"],
         tracking=tracking,
+        trigger=trigger,
         receipt=receipt.output,
         report=report.output,
         champion=champion,

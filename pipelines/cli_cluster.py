@@ -38,11 +38,11 @@ def submit(
     from components.platform.settings import Settings
     from pipelines import cluster, estimate, submit  # after what can be said at once
 
-    addresses = Addresses.from_environment()
+    addresses, settings = Addresses.from_environment(), Settings.from_environment()
     server = cluster.connect(addresses)
-    estimate.refuse(wanted, budget, Settings.from_environment())
+    estimate.refuse(wanted, budget, settings)
     ready = submit.package(addresses, package)
-    run_id = submit.start(server, wanted, ready, Settings.from_environment().experiment, budget)
+    run_id = submit.start(server, wanted, ready, settings, budget)
     output.say(f"started {run_id}, {server.addresses.pipelines}/#/runs/details/{run_id}")
     if wait:
         _wait(server, run_id, logs, json)

@@ -20,9 +20,10 @@ from functools import cached_property
 from components.data.registry import Registry
 from components.platform import pools
 from components.platform.addresses import Addresses
+from components.platform.lineage import licences
 from components.platform.settings import Settings
 from components.platform.store import open_store
-from components.platform.tracking import reachable
+from components.platform.tracking import Tracking
 from model.config import Recipe
 from model.errors import BiovlmError
 from model.recipe import REGISTRY_PREFIX
@@ -124,8 +125,14 @@ def _tracking(ground: Ground) -> Iterator[Finding]:
         hint = "set MLFLOW_TRACKING_URI to the cluster's server: the letters of failed steps are read from there"
         yield Finding(name="tracking", level=Level.WARN, found="no server is named on this machine", hint=hint)
         return
-    reachable(ground.settings.tracking_uri)
-    yield _ok("tracking", ground.settings.tracking_uri)
+    store = Tracking(ground.settings)
+    yield _ok("tracking", f"{ground.settings.tracking_uri}, experiment {ground.settings.experiment}")
+    try:
+        store.try_writing(ground.recipe.registered_model)
+    except BiovlmError as error:
+        yield Finding(name="registry", level=Level.MISSING, found=error.message, hint=error.hint)
+    else:
+        yield _ok("registry", f"takes what this login writes of {ground.recipe.registered_model}")
 
 
 def _pool(ground: Ground) -> Iterator[Finding]:
@@ -140,7 +147,7 @@ def _kubernetes(ask: Callable[[Kubernetes], Iterator[Finding]]) -> Check:
 
 
 def _bases(ground: Ground) -> Iterator[Finding]:
-    registry = Registry(ground.settings.home)
+    registry, purpose = Registry(ground.settings.home), ground.recipe.promotion.purpose
     for part in ("tower", "language"):
         source = getattr(ground.recipe.model, part)
         if source.source and source.licence.lower() in UNSTATED:
@@ -148,6 +155,9 @@ def _bases(ground: Ground) -> Iterator[Finding]:
             yield Finding(
                 name=part, level=Level.MISSING, found=f"its licence is {source.licence!r}, which allows nothing", hint=hint
             )
+        elif source.source and (words := licences.against(source.licence, purpose)):
+            hint = "take other weights, or a purpose that the licence allows; the gate would refuse the version in the end"
+            yield Finding(name=part, level=Level.MISSING, found=f"{source.licence}: {words}; the purpose is {purpose}", hint=hint)
         elif source.source and source.source.startswith(REGISTRY_PREFIX):
             yield _weights(part, source.source.removeprefix(REGISTRY_PREFIX), source.licence, registry)
         else:
@@ -162,6 +172,22 @@ def _weights(part: str, name: str, licence: str, registry: Registry) -> Finding:
         said = f"{name} is not known to the data registry of this machine"
         return Finding(name=part, level=Level.WARN, found=said, hint=error.hint or "the data step looks for it on the cluster")
     return _ok(part, f"{name} {found.digest[:12]}, {licence}")
+
+
+def _sets(ground: Ground) -> Iterator[Finding]:
+    """Whether the licences of the data sets allow the purpose, as far as this machine's data registry knows them."""
+    registry, purpose = Registry(ground.settings.home), ground.recipe.promotion.purpose
+    for name, wanted in ground.recipe.data.sets.items():
+        try:
+            licence = str(registry.version(name, wanted.revision).facts.get("licence", ""))
+        except BiovlmError:
+            continue  # the data step asks for it on the cluster
+        if words := licences.against(licence, purpose):
+            said = f"{licence or 'no licence'}: {words}; the purpose is {purpose}"
+            hint = "take another data set, or a purpose that its licence allows; the gate would refuse the version in the end"
+            yield Finding(name=f"data {name}", level=Level.MISSING, found=said, hint=hint)
+        else:
+            yield _ok(f"data {name}", licence)
 
 
 def _cost(ground: Ground) -> Iterator[Finding]:
@@ -192,6 +218,7 @@ CHECKS: dict[str, Check] = {
     "queue": _kubernetes(doctor_kubernetes.queue),
     "registry of images": _kubernetes(doctor_kubernetes.images),
     "bases": _bases,
+    "data": _sets,
     "cost": _cost,
 }
 """In the order in which a person would mend them."""

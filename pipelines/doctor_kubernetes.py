@@ -3,7 +3,7 @@
 1. `versions`: the server, KubeRay's and Kueue's definitions, each in a version that we speak.
 2. `secrets`: those that steps and Ray pods name, by metadata alone.
 3. `ray_job`: whether the server would take the first RayJob of the recipe, schema, admission and rights included; nothing is kept.
-4. `queue`: whether the pool's queue is there, and how many of our jobs.
+4. `queue`: whether the pool's queue is there, whether it could ever admit that RayJob, and how many jobs of ours there are.
 5. `images`: whether the registry has both, by digest, as far as it tells somebody without a login.
 """
 
@@ -18,7 +18,8 @@ from functools import cached_property
 from components.platform import pools
 from components.platform.addresses import Addresses
 from components.platform.heavy import HeavyWork
-from components.platform.kuberay.client import KUEUE_GROUP, KUEUE_VERSIONS, Cluster
+from components.platform.kuberay import quota
+from components.platform.kuberay.client import KUEUE_GROUP, KUEUE_VERSIONS, Cluster, Object
 from components.platform.kuberay.manifest import GROUP, VERSION, ray_job
 from components.platform.kuberay.site import Site
 from components.platform.kuberay.survey import Survey
@@ -77,9 +78,11 @@ def versions(ground: Kubernetes) -> Iterator[Finding]:
 
 
 def secrets(ground: Kubernetes) -> Iterator[Finding]:
-    """Secrets of the steps, which a role of the pod may replace, and of the Ray pods, which do not start without."""
+    """Secrets of the steps, of which a role of the pod may replace all but the keys, and of the Ray pods, which do not start without."""
     site = _site(ground)
     needed = set(site.secrets) if isinstance(site, Site) else set()
+    if ground.settings.signing:
+        needed |= {pods.SIGNING, pods.TRUSTED}
     for name in sorted({*pods.SECRETS, *needed}):
         there = ground.survey.has_secret(name)
         if there:
@@ -99,6 +102,34 @@ def ray_job_taken(ground: Kubernetes) -> Iterator[Finding]:
         hint = "set what the launcher's pod gets from the ConfigMap `biovlm` to have a RayJob tried from here"
         yield _finding("ray job", Level.WARN, f"not tried: {site.message}", hint)
         return
+    if ground.survey.would_take(_first_job(ground, site)):
+        yield _finding("ray job", Level.OK, "the first one would be taken")
+    else:
+        hint = "the launcher's own account may; its role is in infra/kubernetes/base/access"
+        yield _finding("ray job", Level.WARN, "this account may not start any", hint)
+
+
+def queue(ground: Kubernetes) -> Iterator[Finding]:
+    """The pool's queue, whether it could ever admit the first RayJob, and the jobs that are there."""
+    _, pool = pools.choose(pools.load(ground.settings.pools), ground.recipe.resources.pool)
+    jobs = Cluster(ground.addresses.jobs_namespace, patience_seconds=10)
+    there = len(jobs.jobs("app.kubernetes.io/managed-by=biovlm"))
+    yield _finding("ray jobs", Level.OK, f"{there} of ours in {ground.addresses.jobs_namespace}")
+    whole, site = jobs.cluster_queue(pool.queue), _site(ground)
+    if whole is None:
+        hint = "ask the platform team whether the pool has room; the step itself asks again before it waits"
+        yield _finding("queue", Level.WARN, f"{pool.queue} may not be read from here", hint)
+    elif isinstance(site, BiovlmError):
+        yield _finding("queue", Level.OK, pool.queue)  # what keeps a RayJob from being tried is said by another question
+    elif why := quota.never_fits(_first_job(ground, site), whole):
+        hint = "take fewer or smaller workers, another pool, or ask the platform team for more quota"
+        yield _finding("queue", Level.MISSING, f"{pool.queue} can never admit this: {why}", hint)
+    else:
+        yield _finding("queue", Level.OK, f"{pool.queue} has room for it, once it is free")
+
+
+def _first_job(ground: Kubernetes, site: Site) -> Object:
+    """The RayJob of the recipe's first stage; others ask for as much. ConfigError: the pool cannot hold it."""
     name, pool = pools.choose(pools.load(ground.settings.pools), ground.recipe.resources.pool)
     desk = f"{site.store}/heavy/doctor"
     work = HeavyWork(
@@ -110,24 +141,7 @@ def ray_job_taken(ground: Kubernetes) -> Iterator[Finding]:
         result_uri=f"{desk}/result.json",
         resources=ground.recipe.resources,
     )
-    if ground.survey.would_take(ray_job(work, name, pool, site)):
-        yield _finding("ray job", Level.OK, f"one on {name} would be taken")
-    else:
-        hint = "the launcher's own account may; its role is in infra/kubernetes/base/access"
-        yield _finding("ray job", Level.WARN, "this account may not start any", hint)
-
-
-def queue(ground: Kubernetes) -> Iterator[Finding]:
-    """The pool's queue, and the jobs that are there."""
-    _, pool = pools.choose(pools.load(ground.settings.pools), ground.recipe.resources.pool)
-    jobs = Cluster(ground.addresses.jobs_namespace, patience_seconds=10)
-    there = len(jobs.jobs("app.kubernetes.io/managed-by=biovlm"))
-    yield _finding("ray jobs", Level.OK, f"{there} of ours in {ground.addresses.jobs_namespace}")
-    if jobs.cluster_queue(pool.queue) is None:
-        hint = "ask the platform team whether the pool has room; the step itself asks again before it waits"
-        yield _finding("queue", Level.WARN, f"{pool.queue} may not be read from here", hint)
-    else:
-        yield _finding("queue", Level.OK, pool.queue)
+    return ray_job(work, name, pool, site)
 
 
 def images(ground: Kubernetes) -> Iterator[Finding]:

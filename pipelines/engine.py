@@ -32,7 +32,7 @@ def main(compiled: Path, recipe: Path, pipeline_root: Path, containers: Path | N
     text = once(compiled.read_text(encoding="utf-8"))
     pipeline = components.load_component_from_text(text if containers is None else bare(text))
     try:
-        pipeline(recipe=recipe.read_text(encoding="utf-8"))
+        pipeline(recipe=recipe.read_text(encoding="utf-8"), trigger="")
     except RuntimeError as error:
         sys.stderr.write(f"{error}\n")  # a failed step; it has said why in the event log
         raise SystemExit(os.EX_SOFTWARE) from None

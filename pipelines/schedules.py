@@ -151,7 +151,9 @@ def _of_policy(path: Path, time_zone: str) -> Wanted:
     try:
         _pods_see_feedback(plan)
         _same_zone(policy.when.time_zone, time_zone)
-        given = arguments(plan.recipe, policy.budget.gpu_hours) | {"policy": canonical_json(policy.model_dump(mode="json"))}
+        given = arguments(plan.recipe, policy.budget.gpu_hours, _trigger(policy.name)) | {
+            "policy": canonical_json(policy.model_dump(mode="json"))
+        }
         return Wanted(policy.name, cron.six_fields(policy.when.cron), True, given)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error.message}", error.hint) from None
@@ -186,10 +188,15 @@ def _wanted(entry: Entry, path: Path, time_zone: str) -> Wanted:
         base = recipes.load(name, RECIPES, entry.set)
         must_know(entry.follow_data, base.data.sets)
         follow = [f"data.sets.{data}.revision={HEAD}" for data in entry.follow_data]
-        given = arguments(recipes.load(name, RECIPES, [*entry.set, *follow]), entry.budget_gpu_hours)
+        given = arguments(recipes.load(name, RECIPES, [*entry.set, *follow]), entry.budget_gpu_hours, _trigger(entry.name))
         return Wanted(entry.name, cron.six_fields(entry.cron), entry.no_catchup, given)
     except ConfigError as error:
         raise ConfigError(f"{path}: schedule {entry.name}: {error.message}", error.hint) from None
+
+
+def _trigger(name: str) -> str:
+    """What the lineage of a schedule's runs says began them."""
+    return f"schedule:{name}"
 
 
 def _known(location: tuple[int | str, ...]) -> list[str]:
@@ -228,6 +235,7 @@ def drift(wanted: Wanted, there: Found) -> list[str]:
         ("no_catchup", there.no_catchup, wanted.no_catchup),
         ("runs at once", there.at_once, 1),
         ("budget", there.parameters.get("budget"), wanted.parameters["budget"]),
+        ("trigger", there.parameters.get("trigger"), wanted.parameters["trigger"]),
     )
     said = [f"{name}: {is_!r} instead of {should!r}" for name, is_, should in pairs if is_ != should]
     if there.parameters.get("recipe") != wanted.parameters["recipe"]:

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import functools
+import getpass
 import hashlib
 import re
 import tempfile
@@ -22,6 +23,8 @@ from typing import Any
 import yaml
 
 from components.platform.addresses import Addresses
+from components.platform.origin import PERSON
+from components.platform.settings import Settings
 from model.config import Recipe
 from model.errors import ConfigError, InternalError, MissingInputError
 from model.manifest import digest_of
@@ -31,6 +34,7 @@ from pipelines.pods import Images
 from pipelines.runs import RunView
 
 BY_DIGEST = re.compile(r"^[\w.:/-]+@sha256:[0-9a-f]{64}$")
+TRIGGER, NAMELESS = re.compile(r"[a-z]{1,20}(:[\w.@/+-]{1,100})?"), re.compile(r"[^\w.@/+-]")
 MOST_BYTES = 100_000
 """Of a recipe: Argo keeps the arguments of a run in one object of the cluster's database, which is bounded."""
 POLL_SECONDS = 5.0
@@ -142,24 +146,46 @@ def publish(server: Server, wanted: Package) -> tuple[str, str]:
     return pipeline, str(found.pipeline_version_id)
 
 
-def arguments(recipe: Recipe, budget: float | None) -> dict[str, str]:
-    """The arguments of a run. ConfigError if the recipe is too big to travel as one."""
+def arguments(recipe: Recipe, budget: float | None, trigger: str) -> dict[str, str]:
+    """The arguments of a run.
+
+    Args:
+        recipe: What is trained.
+        budget: GPU hours that it may cost; None for no bound.
+        trigger: Who or what begins it, for its lineage.
+
+    Raises:
+        ConfigError: The recipe is too big to travel as one, or the trigger is none.
+    """
+    if not TRIGGER.fullmatch(trigger):
+        raise ConfigError(f"BIOVLM_TRIGGER is {trigger[:80]!r}", "write KIND or KIND:NAME, of letters, digits and . _ @ / + -")
     text = recipe.model_dump_json()
     if len(text.encode()) > MOST_BYTES:
         raise ConfigError(
             f"the recipe has {len(text.encode()):,} bytes, a run's argument at most {MOST_BYTES:,}",
             "long texts and inline model configs belong into the data registry",
         )
-    return {"recipe": text, "budget": "" if budget is None else f"{budget:g}"}
+    return {"recipe": text, "budget": "" if budget is None else f"{budget:g}", "trigger": trigger}
 
 
-def start(server: Server, recipe: Recipe, wanted: Package, experiment: str, budget: float | None = None) -> str:
-    """Start a run; its id."""
-    given = arguments(recipe, budget)
+def begun_by(settings: Settings) -> str:
+    """Who or what starts a run from this process; a person by name, which is a claim: nothing has to be proved to start one."""
+    if settings.trigger:
+        return settings.trigger
+    try:
+        name = settings.actor or getpass.getuser()
+    except (KeyError, OSError):  # a container's user need not have a name
+        return PERSON
+    return f"{PERSON}:{NAMELESS.sub('-', name)[:100]}"
+
+
+def start(server: Server, recipe: Recipe, wanted: Package, settings: Settings, budget: float | None = None) -> str:
+    """Start a run in the experiment of the settings; its id."""
+    given = arguments(recipe, budget, begun_by(settings))
     server.check()
     pipeline, version = publish(server, wanted)
     name = f"{recipe.name} {time.strftime('%Y-%m-%d %H:%M:%S')}"
-    return server.start(name, server.experiment(experiment), pipeline, version, given)
+    return server.start(name, server.experiment(settings.experiment), pipeline, version, given)
 
 
 def follow(server: Server, run_id: str, tell: Tell, logs: bool = False) -> RunView:

@@ -20,6 +20,7 @@ from typing import Any
 from components.data import look
 from components.data.registry import Materialised, Registry
 from components.data.registry_url import open_registry
+from components.platform import inputs
 from components.platform.events import EventLog, EventType
 from components.platform.impact import listed, marks
 from components.platform.reference import Reference
@@ -89,7 +90,7 @@ def _produce(work: Work) -> None:
     for found in (*sets.values(), *bases.values()):
         work.store.publish(work.store.uri(found.path))
     lists = listed.known(work.store)
-    audit = _audit(wanted, sets, work)
+    audit, learned = _audit(wanted, sets, work)
     facts = {
         "sets": {name: _facts(found, store) for name, found in sets.items()},
         "bases": {name: _facts(found, store) for name, found in bases.items()},
@@ -100,6 +101,7 @@ def _produce(work: Work) -> None:
     }
     with manifest.commit(work.final, KIND, facts=facts) as folder:
         (folder / "audit.json").write_text(json.dumps(audit, indent=1, sort_keys=True), encoding="utf-8")
+        (folder / inputs.LEARNED).write_text("".join(f"{digest}\n" for digest in sorted(learned)), encoding="utf-8")
 
 
 def _facts(found: Materialised, store: Path) -> dict[str, Any]:
@@ -114,11 +116,12 @@ def _facts(found: Materialised, store: Path) -> dict[str, Any]:
     }
 
 
-def _audit(wanted: DataSlice, sets: dict[str, Materialised], work: Work) -> dict[str, Any]:
-    """Look at every record and image, and compare what trains with what is asked. DataError if too many are bad."""
+def _audit(wanted: DataSlice, sets: dict[str, Materialised], work: Work) -> tuple[dict[str, Any], set[str]]:
+    """Look at every record and image, and compare what trains with what is asked: what was found, and the digests of all image
+    files that train. DataError if too many are bad."""
     from model.data.audit import leakage, statistics  # torch-free, but images and hashes cost a second that a reused step saves
     from model.data.check import check
-    from model.data.dataset import Audit, DataSet
+    from model.data.dataset import Audit, DataSet, file_digests
 
     opened: dict[str, DataSet] = {}
     parts: dict[str, Any] = {}
@@ -142,7 +145,7 @@ def _audit(wanted: DataSlice, sets: dict[str, Materialised], work: Work) -> dict
     if not leaks.clean:
         # Not an error: VQA-RAD's published split shares images. The report shows such questions as a slice of their own.
         work.log.write(EventType.NOTE, message=f"what is asked was partly trained on: {'; '.join(leaks.lines())}")
-    return {"sets": parts, "leakage": leaks.facts()}
+    return {"sets": parts, "leakage": leaks.facts()}, set(map(file_digests(opened.values()), training[0]))
 
 
 def _images(opened: dict[str, Any], used: Iterable[Mixture | Benchmark]) -> tuple[set[Path], set[str]]:

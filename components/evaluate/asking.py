@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from components.platform import exports
+from components.platform import exports, inputs
 from components.platform.events import EventLog, EventType
 from components.platform.reference import Reference
 from components.platform.settings import Settings
@@ -55,6 +55,7 @@ def ask(job: Mapping[str, Any], shard: Shard | None = None, asked: Callable[[], 
         job["digest"],
         {name: Path(folder) for name, folder in job["sets"].items()},
         Path(job["final"]),
+        inputs.learned_images(Path(job["subjects"]["data"])),
         progress=_progress(job, shard, asked),
         verify=False,
         audit=Audit(**job["audit"]),

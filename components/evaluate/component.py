@@ -21,11 +21,12 @@ def evaluate(
     data: dsl.Input[dsl.Dataset],
     checkpoint: dsl.Input[dsl.Model],
     report: dsl.Output[dsl.Artifact],
+    trigger: str,
     task_config: dsl.TaskConfig,
 ) -> None:
     """Ask a checkpoint the questions of the benchmarks. `who` names the step and does not change the result."""
     from components.evaluate.step import run
-    from components.platform.task_config import keep
+    from components.platform.door import enter
 
-    keep(task_config)
+    enter(trigger, task_config)
     run(who, piece, data.path, checkpoint.path, report.path)

@@ -5,9 +5,10 @@
 2. Where there is no champion, the report is `none`.
 3. The checkpoint is put on the base models that it was trained on, which its own record names: the data of this run may bring
    newer ones.
-4. `model.evaluation` asks every question twice, with and without the image, and writes the report artifact (`asking`): one worker in
+4. Which images it learned from is said by the data artifact that it was trained with: those of every set, not of the asked one alone.
+5. `model.evaluation` asks every question twice, with and without the image, and writes the report artifact (`asking`): one worker in
    this process, several, or one in a cluster, through the launcher. The report is the same.
-5. This step signs the report (components/platform/signing.py): no worker has the key, and promotion reads signed reports alone.
+6. This step signs the report (components/platform/signing.py): no worker has the key, and promotion reads signed reports alone.
 """
 
 from __future__ import annotations
@@ -73,11 +74,11 @@ def _produce(work: Work) -> Result | None:
 def _asked(work: Work) -> Result | None:
     """Have the report made at `work.final`."""
     wanted, subject = EvaluateSlice.model_validate(work.piece), work.inputs["checkpoint"]
-    data, alone = work.inputs["data"], wanted.resources.workers == 1
+    data, own, alone = work.inputs["data"], _own_data(work), wanted.resources.workers == 1
     artifacts = {
         "sets": inputs.sources(data, _names(wanted))["sets"],
-        "bases": inputs.sources(_own_data(work))["bases"],
-        "subjects": {"checkpoint": work.source(subject)},
+        "bases": inputs.sources(own)["bases"],
+        "subjects": {"checkpoint": work.source(subject), "data": work.source(own)},
     }
     job = {
         "piece": dict(work.piece),

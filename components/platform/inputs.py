@@ -15,6 +15,9 @@ from components.platform.store import Source, Store
 from model import manifest
 from model.errors import MissingInputError
 
+LEARNED = "learned_images.txt"
+"""File of a data artifact: SHA-256 of every image file that some stage of its run learns from, one a line."""
+
 
 def verified(data: Reference, store: Store, names: Collection[str] | None = None) -> dict[str, dict[str, Path]]:
     """`{"sets": {name: folder}, "bases": {name: folder}}` of a data artifact.
@@ -56,6 +59,12 @@ def audit(data: Reference, names: Collection[str]) -> dict[str, Any]:
     `max_quarantined` and `max_image_pixels`. The limits belong to no key: what is read under them is the same."""
     excluded = {name: ids for name, ids in data.facts.get("excluded", {}).items() if ids and name in names}
     return {"exclude": excluded, **data.facts.get("limits", {})}
+
+
+def learned_images(folder: Path) -> frozenset[str] | None:
+    """SHA-256 of all image files that whoever was trained with this data artifact may have seen; None if it is older than the list."""
+    listed = folder / LEARNED
+    return frozenset(listed.read_text(encoding="utf-8").split()) if listed.is_file() else None
 
 
 def _entries(data: Reference) -> list[tuple[str, str, dict[str, str]]]:

@@ -1,9 +1,11 @@
 """Keys for signatures: one private key that signs, any number of public keys that are trusted.
 
 1. `private(settings)` is the file of BIOVLM_SIGNING_KEY. Without one, a key (ECDSA over P-256) is made on first use in `keys` of the
-   home, readable by its owner alone. A key that others may read is refused: it may have been copied.
+   home, readable by its owner alone; not in a pod, whose home ends with it: nobody would trust that key. A key that others may read is
+   refused: it may have been copied.
 2. `trusted(settings)` are the public keys of BIOVLM_TRUSTED_KEYS, a PEM file or a folder of them; without it, the one that belongs to
    the private key of this machine. To change keys: add the new public key, sign with the new private key; to revoke one, remove it.
+3. `refuse_stranger(settings)` asks before a run, in a pod that signs nothing, whether what will be signed will be believed.
 
 A key is named by its fingerprint, the SHA-256 of its public half as model-signing writes it into a signature. No key appears in a
 message, tag or log.
@@ -25,6 +27,7 @@ from model.errors import ConfigError, MissingInputError, RefusedError
 from model.manifest import cannot_write
 
 CURVES = ("secp256r1", "secp384r1", "secp521r1")
+SECRETS = "make the Secrets `biovlm-signing` and `biovlm-trusted-keys` in the namespace of the steps (infra/README.md)"
 HINT = "name a PEM file with an ECDSA key (P-256, P-384 or P-521), without a password"
 
 
@@ -32,11 +35,13 @@ def private(settings: Settings) -> Path:
     """The file of the private key; made in the home if the settings name none.
 
     Raises:
-        MissingInputError: The settings name a file that is not there.
+        MissingInputError: The settings name a file that is not there, or none in a pod.
         RefusedError: Others than its owner may read it.
         ConfigError: It holds no ECDSA key.
     """
     path = settings.signing_key or settings.home / "keys" / "signing.pem"
+    if settings.signing_key is None and settings.pod:
+        raise MissingInputError("this pod has no key to sign with", SECRETS)
     if settings.signing_key is None and not path.exists():
         _make(path)
     try:
@@ -71,6 +76,25 @@ def trusted(settings: Settings) -> dict[str, Path]:
     if not files or not files[0].is_file():
         raise MissingInputError(f"no public key at {place}", "BIOVLM_TRUSTED_KEYS names a PEM file, or a folder of .pem files")
     return {fingerprint(_public(path)): path for path in files}
+
+
+def refuse_stranger(settings: Settings) -> None:
+    """Nothing in a process that may sign; in a pod that may not, the public half of the key that will sign must be trusted.
+
+    Raises:
+        MissingInputError: One of the two is not there. RefusedError: They do not fit. ConfigError: One is no ECDSA key.
+    """
+    if not (settings.signing and settings.pod):
+        return
+    if settings.signer is None or settings.trusted_keys is None:
+        missing = "biovlm-signing with the key `signing.pub`" if settings.signer is None else "biovlm-trusted-keys"
+        raise MissingInputError(f"the run could not sign what it makes: no Secret {missing}", SECRETS)
+    signer, known = fingerprint(_public(settings.signer)), trusted(settings)
+    if signer not in known:
+        raise RefusedError(
+            f"the key {signer[:12]} signs in this cluster, trusted are: {', '.join(sorted(one[:12] for one in known))}",
+            "add its public half to the Secret biovlm-trusted-keys; else nothing of this run could be promoted",
+        )
 
 
 def fingerprint(key: ec.EllipticCurvePublicKey) -> str:

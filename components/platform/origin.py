@@ -32,7 +32,7 @@ class Origin(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    trigger: str = Field(default=PERSON, description="Who or what began the run: `person`, or as BIOVLM_TRIGGER says.")
+    trigger: str = Field(default=PERSON, description="Who or what began the run, as BIOVLM_TRIGGER says.")
     attempt: int = Field(default=1, description="Which process of the step in its run made it.")
     tries: int = Field(default=1, description="How often its workers were started.")
     launcher: str = Field(default="process", description="Where heavy work runs: process, jobs or kuberay.")
@@ -54,7 +54,7 @@ def here(settings: Settings, environment: Mapping[str, str] | None = None) -> Or
         trigger=settings.trigger or PERSON,
         launcher=settings.launcher,
         lock=lock(),
-        images={name: image for name, image in images.items() if image},
+        images={name: image for name, image in images.items() if "@" in image},  # a name alone may be any image,
         machine=machine(),
         places={name: without_login(address) for name, address in places.items() if address},
     )

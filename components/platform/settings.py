@@ -38,15 +38,17 @@
 | BIOVLM_RAY_SECRETS | Secrets whose keys become variables of the Ray pods, with commas | none |
 | BIOVLM_RAY_ENVIRONMENT | names of variables that Ray pods get as they are here, with commas; no secrets | none |
 | BIOVLM_RAY_SUBMISSION | `HTTPMode`, or `SidecarMode` where the namespace does not enforce restricted Pod Security | `HTTPMode` |
-| BIOVLM_POD_NAME, BIOVLM_POD_UID | the launcher's own pod (downward API), owner of its RayJobs | none |
+| BIOVLM_POD_NAME, BIOVLM_POD_UID | the launcher's own pod (downward API), owner of its RayJobs; a pod makes no key for itself | none |
 | BIOVLM_RAY_STORAGE | set in Ray pods: where Ray Train keeps its notes about a run, which all nodes must reach | scratch folder |
 | BIOVLM_TRIES_BEFORE | set in Ray pods: how often the work was tried before, over all layers | `0` |
 | BIOVLM_SIGNING | `off` signs and verifies nothing, which the lineage of each version then says | `on` |
-| BIOVLM_SIGNING_KEY | PEM file with the private ECDSA key that signs; in a cluster, from a Secret | made in `keys` of `home` |
+| BIOVLM_SIGNING_KEY | PEM file with the private ECDSA key that signs | made in `keys` of `home` |
+| BIOVLM_SIGNER | PEM file with the public half of it, for a pod that asks before a run whether the two fit and signs nothing | none |
 | BIOVLM_TRUSTED_KEYS | PEM file, or folder of them, with the public keys whose signatures are believed | that of the signing key |
+| BIOVLM_SIGNING_KEY_PEM, BIOVLM_SIGNER_PEM, BIOVLM_TRUSTED_KEYS_PEM | in a pod, those keys themselves: door.py makes files of them | none |
 | BIOVLM_SERVE_ROOT | folder from which a served model may read images by path | none: base64 only |
 | BIOVLM_APPROVED_GATES | file with the approved gates | `components/platform/approved_gates.yaml` |
-| BIOVLM_TRIGGER | who or what began the run, for its lineage: `schedule:NAME`, `policy:REASON` | `person` |
+| BIOVLM_TRIGGER | who or what began the run: `person:NAME`, `schedule:NAME`, `ci:NAME`, `kubeflow` | `ci` if CI is `true`, else `person` |
 | BIOVLM_TRACE | `1`: traces of unexpected errors show the error's text, which may quote a record | `0` |
 | MLFLOW_TRACKING_URI | tracking store and model registry | SQLite in `home` |
 | MLFLOW_EXPERIMENT_NAME | experiment of all runs | `biovlm` |
@@ -63,6 +65,7 @@ from pathlib import Path
 from model.errors import ConfigError
 
 FEATURE_CACHE_GIB = 20.0
+CI = "ci"
 LAUNCHERS = ("process", "jobs", "kuberay")
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -100,6 +103,8 @@ class Settings:
     signing: bool = True
     signing_key: Path | None = None
     trusted_keys: Path | None = None
+    signer: Path | None = None
+    pod: str = ""
     serve_root: Path | None = None
     approved_gates: Path | None = None
 
@@ -108,7 +113,7 @@ class Settings:
         """Read the variables of the table above from `environment` (default: this process's)."""
         env = os.environ if environment is None else environment
         home = Path(env.get("BIOVLM_HOME") or _default_home()).expanduser().absolute()
-        run_id = env.get("BIOVLM_RUN_ID") or _kfp_run(env) or "adhoc"
+        run_id = env.get("BIOVLM_RUN_ID") or env.get("BIOVLM_KFP_RUN_ID") or "adhoc"
         return cls(
             home=home,
             run_id=run_id,
@@ -123,7 +128,7 @@ class Settings:
             launcher=_launcher(env),
             ray_address=env.get("BIOVLM_RAY_ADDRESS", ""),
             recipe=env.get("BIOVLM_RECIPE") or "unknown",
-            trigger=env.get("BIOVLM_TRIGGER", ""),
+            trigger=env.get("BIOVLM_TRIGGER") or (CI if env.get("CI", "").lower() in ("1", "true") else ""),
             pools=Path(env["BIOVLM_POOLS"]) if env.get("BIOVLM_POOLS") else None,
             ray_storage=env.get("BIOVLM_RAY_STORAGE", ""),
             tries_before=_count(env.get("BIOVLM_TRIES_BEFORE") or "0"),
@@ -139,6 +144,8 @@ class Settings:
             signing=_signing(env.get("BIOVLM_SIGNING") or "on"),
             signing_key=_path(env, "BIOVLM_SIGNING_KEY"),
             trusted_keys=_path(env, "BIOVLM_TRUSTED_KEYS"),
+            signer=_path(env, "BIOVLM_SIGNER"),
+            pod=env.get("BIOVLM_POD_NAME", ""),
             serve_root=_path(env, "BIOVLM_SERVE_ROOT"),
             approved_gates=_path(env, "BIOVLM_APPROVED_GATES"),
         )
@@ -171,6 +178,7 @@ class Settings:
             "BIOVLM_SIGNING": "on" if self.signing else "off",
             "BIOVLM_SIGNING_KEY": str(self.signing_key or ""),
             "BIOVLM_TRUSTED_KEYS": str(self.trusted_keys or ""),
+            "BIOVLM_SIGNER": str(self.signer or ""),
             "BIOVLM_SERVE_ROOT": str(self.serve_root or ""),
             "BIOVLM_APPROVED_GATES": str(self.approved_gates or ""),
             "MLFLOW_TRACKING_URI": self.tracking_uri,
@@ -216,12 +224,6 @@ class Settings:
     def recipe_file(self) -> Path:
         """The complete recipe of this run, as JSON."""
         return self.run_folder / "recipe.json"
-
-
-def _kfp_run(env: Mapping[str, str]) -> str:
-    """The run that KFP put into the package's placeholder; its local runners leave the placeholder as it is."""
-    found = env.get("BIOVLM_KFP_RUN_ID", "")
-    return "" if found.startswith("{{") else found
 
 
 def _launcher(env: Mapping[str, str]) -> str:

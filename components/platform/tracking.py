@@ -4,7 +4,7 @@
    that does not answer is a MissingInputError within seconds.
 2. `root(run_id)` is the one run of a pipeline run, `child(run_id, step, attempt)` one run a step below it. Both are found again
    by their tags, so any process may ask for them in any order.
-3. `curves`, `inputs`, `files` and `finish` write to a run by its id.
+3. `curves`, `inputs`, `files` and `finish` write to a run by its id. `try_writing` says before a run whether they and registration may.
 
 Always `MlflowClient` with explicit ids: `mlflow.start_run` takes MLFLOW_RUN_ID out of the environment and then ignores the
 parent. MLflow cuts long values silently, so long things go into files. Nothing that comes from a record is written here.
@@ -28,6 +28,7 @@ from components.platform import peek
 from components.platform.locks import held
 from components.platform.peek import Registered
 from components.platform.settings import Settings
+from model.errors import BiovlmError, RefusedError
 from model.manifest import sha256_file
 
 DIGEST_CHARS = 36  # MLflow refuses longer digests of data sets
@@ -47,6 +48,7 @@ LOADERS_NOTE = "registered_model_meta"
 """MLflow writes the name and number of a version into the folder that it loads; where artifacts are files, into the kept one."""
 RUN_TAG, STEP_TAG, ATTEMPT_TAG, KEY_TAG = "biovlm.run_id", "biovlm.step", "biovlm.attempt", "biovlm.key"
 REUSED_TAG = "biovlm.reused"
+PROBED_TAG = "biovlm.probed"
 MOST_TRIES = 6
 T = TypeVar("T")
 
@@ -76,7 +78,42 @@ class Tracking:
                 self.client = MlflowClient(tracking_uri=settings.tracking_uri, registry_uri=settings.tracking_uri)
                 self.experiment_id, self.store_id = self._experiment()
             except (MlflowException, OSError) as error:
-                raise peek.unreachable(settings.tracking_uri, type(error).__name__) from None
+                raise _letter(settings.tracking_uri, f"open the experiment {settings.experiment}", error) from None
+
+    def try_writing(self, name: str) -> None:
+        """Write where a run will: a tag on the experiment, and one on the registered model `name`. Where there is no such model, one of
+        another name is made and removed again.
+
+        Raises:
+            RefusedError: The login may not, or there is none. MissingInputError: The store does not answer.
+        """
+        from mlflow.exceptions import MlflowException
+
+        now, client = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), self.client
+        what = f"write to the experiment {self.settings.experiment}"
+        try:
+            client.set_experiment_tag(self.experiment_id, PROBED_TAG, now)
+            what = f"write to the registered model {name}"
+            if self._marked(name, now):
+                return
+            what, probe = "make a registered model", f"{name}-probe-{uuid.uuid4().hex[:8]}"
+            client.create_registered_model(probe, description="Made and removed by biovlm, to see whether it may.")
+            what = f"remove the registered model {probe}, which it has just made"
+            client.delete_registered_model(probe)
+        except (MlflowException, OSError) as error:
+            raise _letter(self.settings.tracking_uri, what, error) from None
+
+    def _marked(self, name: str, now: str) -> bool:
+        """Whether there is a registered model `name`, which then has a new mark."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.client.set_registered_model_tag(name, PROBED_TAG, now)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return False
+        return True
 
     def _experiment(self) -> tuple[str, str]:
         found = self.client.get_experiment_by_name(self.settings.experiment)
@@ -269,6 +306,17 @@ class Tracking:
     def finish(self, run: str, status: str, when: float | None = None) -> None:
         """Close a run: FINISHED, FAILED or KILLED."""
         self.client.set_terminated(run, status=status, end_time=int((when or time.time()) * 1000))
+
+
+def _letter(uri: str, what: str, error: Exception) -> BiovlmError:
+    """Why the store did not do `what`."""
+    code = str(getattr(error, "error_code", ""))
+    if code not in ("PERMISSION_DENIED", "UNAUTHENTICATED"):
+        return peek.unreachable(uri, code or type(error).__name__)
+    return RefusedError(
+        f"the tracking store does not let this login {what} ({code})",
+        "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (in a pod from the Secret biovlm-tracking) need a user with EDIT on both",
+    )
 
 
 def reachable(uri: str) -> None:

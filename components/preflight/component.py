@@ -8,7 +8,7 @@ LAUNCHER_IMAGE = "biovlm-launcher-python"
 
 
 @dsl.component(base_image=LAUNCHER_IMAGE, install_kfp_package=False)
-def preflight(recipe: str, budget: str, policy: str, champion: dsl.Output[dsl.Model]) -> NamedTuple(  # type: ignore[valid-type]
+def preflight(recipe: str, budget: str, policy: str, trigger: str, champion: dsl.Output[dsl.Model]) -> NamedTuple(  # type: ignore[valid-type]
     "Slices",
     [
         ("data", str),
@@ -29,6 +29,8 @@ def preflight(recipe: str, budget: str, policy: str, champion: dsl.Output[dsl.Mo
     ],
 ):
     """Check what can fail later; hand out the slices of the recipe, what a worker asks for, and the present champion."""
+    from components.platform.door import enter
     from components.preflight.step import run
 
+    enter(trigger)
     return run(recipe, champion.path, budget, policy)

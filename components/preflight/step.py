@@ -1,8 +1,8 @@
 """Preflight: check now what would fail later, and hand each step its slice of the recipe.
 
 1. The recipe is validated again: on a cluster it comes from whoever pressed the button.
-2. What the run may cost bounds the deadline of each heavy step. Libraries, the store, the disk and the tracking store are looked at; each
-   complaint is one letter with the way out.
+2. What the run may cost bounds the deadline of each heavy step. Libraries, licences, the store, the disk and the keys of a cluster are
+   looked at, and whether tracking store and registry can be written; each complaint is one letter with the way out.
 3. The present champion is read, so that the whole run compares with the same one; and the recipe's gate must be one that may judge
    against it, which would else be refused after hours.
 4. Of a scheduled run, the data step is asked whether to train again (components/platform/retraining/question.py).
@@ -25,17 +25,19 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from components.platform import approved, pools
+from components.platform import approved, keys, pools
 from components.platform import champion as champions
 from components.platform.events import EventLog, EventType
+from components.platform.lineage import licences
 from components.platform.retraining import question as retraining
 from components.platform.settings import Settings
 from components.platform.step import guarded
 from components.platform.store import open_store
 from components.platform.task_config import asked
+from components.platform.tracking import Tracking
 from model import manifest, recipe
 from model.config import Model, Recipe, Resources
-from model.errors import CannotWriteError, ConfigError, MissingInputError
+from model.errors import CannotWriteError, ConfigError, MissingInputError, RefusedError
 
 LIBRARIES = ("torch", "transformers", "peft", "safetensors", "ray", "mlflow", "dvc")
 LAUNCHER_LIBRARIES = ("mlflow", "dvc")
@@ -84,8 +86,12 @@ def run(recipe_json: str, champion: str, budget: str = "", policy: str = "") -> 
         if settings.launcher == "process":
             _machine(checked.resources, log)
         _bases(checked.model)
+        _licences(checked)
+        keys.refuse_stranger(settings)
         _writable(settings.store)
         open_store(settings).check()
+        if settings.tracking_uri.startswith(("http://", "https://")):  # the embedded store lies in the home, which was tried
+            Tracking(settings).try_writing(checked.registered_model)
         found, tracking = champions.present(settings, checked.registered_model)
         approved.refuse_gate(settings, checked.registered_model, checked.promotion, found)
         found.write(Path(champion), settings.store)
@@ -156,6 +162,17 @@ def _bases(wanted: Model) -> None:
         if source and Path(source).is_absolute() and not Path(source).is_dir():
             raise MissingInputError(
                 f"no folder {source} for a base model", "correct its path in the recipe, or bring the folder there"
+            )
+
+
+def _licences(wanted: Recipe) -> None:
+    """RefusedError where the gate would refuse in the end: a base model's stated licence forbids what the version shall be used for."""
+    purpose = wanted.promotion.purpose
+    for part, source in (("tower", wanted.model.tower), ("language", wanted.model.language)):
+        if source.source and (words := licences.against(source.licence, purpose)):
+            raise RefusedError(
+                f"model.{part} is offered under {source.licence!r}: {words}; the recipe's purpose is {purpose}",
+                f"correct model.{part}.licence if it is another, take other weights, or a purpose that the licence allows",
             )
 
 

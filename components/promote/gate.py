@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from components.platform import approved, signing
 from components.platform.lineage import licences, version
-from components.platform.lineage.licences import Taint, Terms
+from components.platform.lineage.licences import Taint
 from components.platform.reference import Reference
 from components.platform.settings import Settings
 from components.platform.store import Store
@@ -20,13 +20,6 @@ from model.config import Promotion, Purpose
 from model.errors import RefusedError
 from model.evaluation.decision import Decision, Evidence, Grounds, decide
 from model.evaluation.results import read_items, read_report
-
-ALLOWED: dict[Purpose, Terms] = {
-    Purpose.RESEARCH: Terms.RESEARCH_ONLY,
-    Purpose.SHARING: Terms.NON_COMMERCIAL,
-    Purpose.COMMERCIAL: Terms.ACCEPTABLE_USE,
-}
-"""Purpose -> the strictest terms under which it is allowed."""
 
 
 def judge(
@@ -88,4 +81,4 @@ def taint_of(store: Store, settings: Settings, receipt: Reference) -> Taint:
 def forbidden(taint: Taint, purpose: Purpose) -> dict[str, str]:
     """Licence -> what it allows, of those that do not allow the purpose."""
     read = {licence: licences.terms(licence) for licence in taint.licences}
-    return {licence: licences.WORDS[terms] for licence, terms in read.items() if terms > ALLOWED[purpose]}
+    return {licence: licences.WORDS[terms] for licence, terms in read.items() if terms > licences.ALLOWED[purpose]}

@@ -9,12 +9,15 @@ LAUNCHER_IMAGE = "biovlm-launcher-python"
 def register(
     piece: str,
     tracking: str,
+    trigger: str,
     data: dsl.Input[dsl.Dataset],
     checkpoint: dsl.Input[dsl.Model],
     report: dsl.Input[dsl.Artifact],
     receipt: dsl.Output[dsl.Artifact],
 ) -> None:
     """Export the checkpoint and make it a version of the registered model."""
+    from components.platform.door import enter
     from components.register.step import run
 
+    enter(trigger)
     run(piece, tracking, data.path, checkpoint.path, report.path, receipt.path)

@@ -21,12 +21,13 @@ def train(
     piece: str,
     data: dsl.Input[dsl.Dataset],
     checkpoint: dsl.Output[dsl.Model],
+    trigger: str,
     task_config: dsl.TaskConfig,
     parent: Optional[dsl.Input[dsl.Model]] = None,  # noqa: UP045 (KFP reads the annotation)
 ) -> None:
     """Train one stage, from the parent's checkpoint if there is one."""
-    from components.platform.task_config import keep
+    from components.platform.door import enter
     from components.train.step import run
 
-    keep(task_config)
+    enter(trigger, task_config)
     run(piece, data.path, parent and parent.path, checkpoint.path)

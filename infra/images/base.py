@@ -23,9 +23,10 @@ PYTHON = ("python3.11-minimal", "libpython3.11-stdlib")
 PACKAGES = {
     "launcher": ("git", "ca-certificates"),  # git: the data registry
     "train": ("gcc", "libc6-dev", "ca-certificates"),  # gcc: torch compiles kernels for GPUs
+    "mlflow": ("ca-certificates",),
 }
 """Target -> Debian packages that its image needs beside Python."""
-HEADERS = {"launcher": (), "train": ("libpython3.11-dev",)}
+HEADERS = {"launcher": (), "train": ("libpython3.11-dev",), "mlflow": ()}
 """What an official Python image has already, and a Debian has not: Python.h, for the same kernels."""
 BUILDERS = ("uv", "setuptools", "wheel")
 UNREAD = ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/info", "var/log")

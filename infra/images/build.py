@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CONTAINERFILE = ROOT / "infra" / "images" / "Containerfile"
 REQUIREMENTS = ROOT / "requirements"
 OUT = ROOT / "build" / "images"
-NAMES = {"launcher": "biovlm-launcher-python", "train": "biovlm-train"}
+NAMES = {"launcher": "biovlm-launcher-python", "train": "biovlm-train", "mlflow": "biovlm-mlflow"}
 """Target -> name of its image. The launcher's is the base image of the compiled steps: KFP warns of one without `python` in its name."""
 LIMIT_MB = {"launcher": 900}
 BESIDE = ("pyproject.toml", "dvc.yaml", "LICENSE")
@@ -236,7 +236,7 @@ def build(target: str, docker: str, wanted: str) -> dict[str, Any]:
 def main(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> int:
     """Build what is asked for; the exit code."""
     parser = argparse.ArgumentParser(description="Build the container images.")
-    parser.add_argument("targets", nargs="*", choices=[*NAMES, []], help="launcher, train; both, unless given")
+    parser.add_argument("targets", nargs="*", choices=[*NAMES, []], help="launcher, train, mlflow; all, unless given")
     parser.add_argument("--base", default="auto", help="an image, or `debootstrap`; auto: the pinned one, else debootstrap")
     asked = parser.parse_args(arguments)
     docker = environment.get("DOCKER", "docker")

@@ -31,9 +31,14 @@ SBOM = HOME / "sbom.cdx.json"
 FORBIDDEN = {
     "launcher": ("torch", "ray", "transformers", "peft", "deepspeed", "accelerate", "mlflow", "pip", "uv", "cyclonedx-bom"),
     "train": ("kfp", "kfp-kubernetes", "kfp-server-api", "mlflow", "dvc", "pip", "uv", "cyclonedx-bom"),
+    "mlflow": ("torch", "ray", "transformers", "kfp", "dvc", "model-signing", "pip", "uv", "cyclonedx-bom"),
 }
 """What a target must not hold: a launcher is thin, workers talk to no platform, and nobody installs anything in an image."""
-NEEDED = {"launcher": ("kfp", "kubernetes", "boto3", "dvc"), "train": ("torch", "ray", "deepspeed", "peft", "boto3")}
+NEEDED = {
+    "launcher": ("kfp", "kubernetes", "boto3", "dvc"),
+    "train": ("torch", "ray", "deepspeed", "peft", "boto3"),
+    "mlflow": ("mlflow", "flask-wtf", "psycopg2-binary", "boto3", "prometheus-flask-exporter"),
+}
 BUILDERS = ("setuptools", "wheel")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from components.platform.task_config import LAUNCHERS_OWN
 from infra.policy.documents import Object, Pod, at
 from infra.policy.rule import Fault, Rule
 from infra.policy.secrets import secret_in_env, secret_in_words
@@ -136,6 +137,19 @@ def no_secret_by_value(pod: Pod) -> Iterator[Fault]:
         yield from ((f"{pod.path}.metadata.{name}".lstrip("."), what) for what in secret_in_words(told.values()))
 
 
+def workers_own_secrets(pod: Pod) -> Iterator[Fault]:
+    """A Ray pod reads no Secret of the steps that launch it."""
+    if pod.owner.get("kind") not in RAY_KINDS:
+        return
+    for path, container in pod.containers():
+        named = [at(one, "valueFrom.secretKeyRef.name") for one in container.get("env") or []]
+        named += [at(one, "secretRef.name") for one in container.get("envFrom") or []]
+        yield from ((f"{path}.env", f"reads {name}") for name in named if name in LAUNCHERS_OWN)
+    for number, volume in enumerate(pod.spec.get("volumes") or []):
+        named = [at(volume, "secret.secretName"), *(at(one, "secret.name") for one in at(volume, "projected.sources") or [])]
+        yield from ((f"{pod.path}.spec.volumes[{number}]", f"mounts {name}") for name in named if name in LAUNCHERS_OWN)
+
+
 PROFILE = (
     "the restricted profile of Pod Security: the namespace refuses the pod otherwise, and a break-out starts with these rights"
 )
@@ -199,5 +213,12 @@ RULES = (
         "what stands in a manifest is read by everyone who may read the cluster, or Git",
         "name a Secret: valueFrom.secretKeyRef, or a mounted file",
         no_secret_by_value,
+    ),
+    Rule(
+        "workers-own-secrets",
+        "pod",
+        "code of a model or data set that runs in a worker must not sign what it made, register it, or write where the launcher may",
+        "give Ray pods biovlm-store-train (BIOVLM_RAY_SECRETS) alone; steps sign and register for them",
+        workers_own_secrets,
     ),
 )

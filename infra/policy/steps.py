@@ -20,6 +20,11 @@ NEVER_CACHED = ("preflight", "register", "promote")
 """They read or change what stands outside the pipeline: the present champion, the registry, the alias."""
 
 
+SIGNING, PUBLIC_HALF = "biovlm-signing", "signing.pub"
+SIGN = ("evaluate", "champion", "register")
+"""They make what is signed: reports, exports, receipts."""
+
+
 def step_non_root(step: Step) -> Iterator[Fault]:
     """A user by number."""
     context = step.pod.get("securityContext") or {}
@@ -61,6 +66,17 @@ def gates_uncached(step: Step) -> Iterator[Fault]:
         yield "cachingOptions.enableCache", "is true"
 
 
+def key_where_it_signs(step: Step) -> Iterator[Fault]:
+    """The private key goes to the steps that sign; nothing mounts it, since KFP gives what a heavy step mounts to its workers."""
+    for entry in step.pod.get("secretAsEnv") or []:
+        keys = {key.get("secretKey") for key in entry.get("keyToEnv") or []}
+        if entry.get("secretName") == SIGNING and keys - {PUBLIC_HALF} and step.name not in SIGN:
+            yield "secretAsEnv", f"gives {SIGNING} to {step.name}, which signs nothing"
+    for entry in step.pod.get("secretAsVolume") or []:
+        if entry.get("secretName") == SIGNING:
+            yield "secretAsVolume", f"mounts {SIGNING}"
+
+
 def step_secrets(step: Step) -> Iterator[Fault]:
     """No secret by value."""
     yield from (("container.env", what) for what in secret_in_env(step.container.get("env") or []))
@@ -99,6 +115,13 @@ RULES = (
         "a cached gate repeats a decision about another candidate",
         "set_caching_options(False)",
         gates_uncached,
+    ),
+    Rule(
+        "key-where-it-signs",
+        "step",
+        "whoever has the private key can have any model promoted",
+        f"leave {SIGNING} to {', '.join(SIGN)}; others verify with biovlm-trusted-keys",
+        key_where_it_signs,
     ),
     Rule(
         "step-no-secret-by-value",

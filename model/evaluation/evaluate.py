@@ -79,7 +79,8 @@ def evaluate(
         checkpoint: Digest of the checkpoint's manifest.
         sets: Name of each data set -> its folder.
         out: Where the report appears; its parents are the checkpoint and the data sets.
-        training_images: SHA-256 of the files of training images; empty takes those of the train split of the evaluated set.
+        training_images: SHA-256 of the files of all images that the checkpoint learned from; none takes those of the train split of
+            the evaluated set.
         progress: Called with (answers done, all, "answers").
         verify: Hash the data sets against their manifests.
         audit: Records to leave out and limits, as training had them; none leaves out nothing.

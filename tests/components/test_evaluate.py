@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,9 +13,11 @@ from torch import distributed
 
 from components.evaluate.asking import ask
 from components.evaluate.exchange import exchange
+from components.platform.inputs import LEARNED
 from model import manifest, recipe
 from model.config import TrainSlice
 from model.errors import PreemptedError
+from model.evaluation.results import read_report
 from model.evaluation.sharing import Shard, owners
 from model.training.ranks import Ranks, ending_together
 from model.training.reporter import SilentReporter
@@ -43,7 +46,7 @@ def job(tmp_path_factory):
         "digest": made.digest,
         "sets": {name: str(path) for name, path in sets.items()},
         "bases": {name: str(path) for name, path in bases.items()},
-        "subjects": {"checkpoint": str(folder / "align")},
+        "subjects": {"checkpoint": str(folder / "align"), "data": str(folder / "data")},
         "attempt": 1,
         "export": False,
         "home": str(folder),
@@ -78,6 +81,18 @@ def test_the_report_of_several_workers_is_that_of_one_to_the_byte(job, tmp_path,
     assert shared.digest == alone.digest
     for name in ("report.json", "predictions.jsonl"):
         assert (tmp_path / "report" / name).read_bytes() == (tmp_path / "one" / "report" / name).read_bytes()
+
+
+def test_an_image_that_any_set_taught_counts_as_seen_not_those_of_the_asked_set_alone(job, tmp_path):
+    ask(at(job, tmp_path))
+    assert not read_report(tmp_path / "report").benchmarks[0].seen_items, "nothing asked stands in the train split of its own set"
+    images = {entry.sha256 for entry in manifest.read(Path(job["sets"]["mini"])).files if entry.path.startswith("images/")}
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / LEARNED).write_text("\n".join(images), encoding="utf-8")
+    other = {**job, "subjects": {**job["subjects"], "data": str(tmp_path / "data")}}
+    ask({**at(other, tmp_path), "final": str(tmp_path / "again")})
+    seen = read_report(tmp_path / "again").benchmarks[0]
+    assert seen.seen_items == seen.items > 0
 
 
 def stopped(job, folder):

@@ -11,10 +11,10 @@ import pytest
 
 from components.platform import approved, reference, signing
 from components.platform.lineage import licences
+from components.platform.lineage.licences import ALLOWED
 from components.platform.tracking import Tracking
 from components.preflight import step as preflight
 from components.promote import gate
-from components.promote.gate import ALLOWED
 from model import manifest
 from model.config import Promotion, Purpose
 from model.errors import ConfigError, RefusedError

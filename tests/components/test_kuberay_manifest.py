@@ -129,7 +129,7 @@ def test_the_job_says_its_deadlines_queue_priority_and_who_pays():
 
 def test_the_pods_read_secrets_by_name_and_the_run_is_named_by_its_key():
     env = {v["name"]: v["value"] for v in container(job())["env"]}
-    assert container(job())["envFrom"] == [{"secretRef": {"name": "biovlm-store"}}]
+    assert container(job())["envFrom"] == [{"secretRef": {"name": "biovlm-store-train"}}]
     assert env["BIOVLM_RAY_STORAGE"] == "s3://bucket/store/ray"
     assert not [name for name in env if re.search("KEY|TOKEN|PASSWORD|SECRET", name)]
 
@@ -143,8 +143,8 @@ PASSED_ON = {
         {"name": "HTTPS_PROXY", "value": "http://proxy:3128"},
         {"name": "BIOVLM_STORE", "value": "s3://another/store"},
         {
-            "name": "AWS_SECRET_ACCESS_KEY",
-            "valueFrom": {"secretKeyRef": {"name": "biovlm-store", "key": "AWS_SECRET_ACCESS_KEY"}},
+            "name": "PROXY_PASSWORD",
+            "valueFrom": {"secretKeyRef": {"name": "proxy", "key": "password"}},
         },
         {"name": "BIOVLM_POD_UID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}},
     ],
@@ -161,7 +161,7 @@ def test_what_kfp_passes_on_reaches_the_workers_and_takes_nothing_from_them():
     env = {variable["name"]: variable for variable in container(body)["env"]}
     assert env["HTTPS_PROXY"]["value"] == "http://proxy:3128"
     assert env["BIOVLM_STORE"]["value"] == SITE.store
-    assert env["AWS_SECRET_ACCESS_KEY"] == PASSED_ON["env"][2]
+    assert env["PROXY_PASSWORD"] == PASSED_ON["env"][2]
     assert "BIOVLM_POD_UID" not in env
     assert "nodeSelector" not in template(body, "head")["spec"]
     assert not crd("kuberay/ray.io_rayjobs.yaml").errors(body)
@@ -305,7 +305,7 @@ ENVIRONMENT = {
     "BIOVLM_TRAIN_IMAGE": SITE.image,
     "BIOVLM_STORE": "s3://bucket/store/",
     "BIOVLM_TEAM": "radiology",
-    "BIOVLM_RAY_SECRETS": "biovlm-store,biovlm-mlflow",
+    "BIOVLM_RAY_SECRETS": "biovlm-store-train,proxy",
     "BIOVLM_RAY_ENVIRONMENT": "MLFLOW_TRACKING_URI,ABSENT",
     "MLFLOW_TRACKING_URI": "http://mlflow:5000",
     "AWS_SECRET_ACCESS_KEY": "hidden",
@@ -316,7 +316,7 @@ ENVIRONMENT = {
 
 def test_the_site_is_read_from_the_launchers_environment():
     site = Site.from_environment(ENVIRONMENT)
-    assert (site.store, site.secrets) == ("s3://bucket/store", ("biovlm-store", "biovlm-mlflow"))
+    assert (site.store, site.secrets) == ("s3://bucket/store", ("biovlm-store-train", "proxy"))
     assert site.environment == (("MLFLOW_TRACKING_URI", "http://mlflow:5000"),)
     assert site.submission is Submission.HTTP  # a namespace that enforces the restricted profile refuses KubeRay's own sidecar
     assert site.owner is not None
@@ -331,6 +331,7 @@ def test_the_site_is_read_from_the_launchers_environment():
         ("BIOVLM_STORE", "s3://bucket/a b", "BIOVLM_STORE"),
         ("BIOVLM_RAY_SUBMISSION", "Fax", "HTTPMode or SidecarMode"),
         ("BIOVLM_RAY_ENVIRONMENT", "AWS_SECRET_ACCESS_KEY", "looks like a secret"),
+        ("BIOVLM_RAY_SECRETS", "biovlm-store-train,biovlm-signing", "names biovlm-signing, which belongs to the steps"),
     ],
 )
 def test_a_site_that_cannot_be_is_a_letter(name, value, said):

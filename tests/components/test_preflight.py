@@ -71,6 +71,25 @@ def test_a_base_model_whose_folder_is_gone_is_told_before_anything_is_made_ready
     assert (letter.exit_code, letter.message) == (66, "no folder /nowhere/tower for a base model")
 
 
+@pytest.mark.parametrize(
+    ("licence", "purpose", "code"),
+    [
+        ("CC-BY-NC-4.0", "commercial", 77),
+        ("llama3", "commercial", None),
+        ("PhysioNet Credentialed", "sharing", 77),
+        ("CC-BY-NC-4.0", "research", None),
+        ("unknown", "research", 77),
+    ],
+)
+def test_a_licence_that_forbids_the_purpose_is_told_before_any_gpu(check, licence, purpose, code):
+    language = {"source": "registry:mini-language", "licence": licence}
+    found = check(micro.recipe(model={"language": language}, promotion={"purpose": purpose}).model_dump_json())
+    assert getattr(found, "exit_code", None) == code
+    if code:
+        assert licence in found.message
+        assert found.hint
+
+
 def test_too_little_free_space_ends_with_73(check, monkeypatch):
     monkeypatch.setattr(preflight, "LEAST_FREE_MIB", 10**9)
     letter = check(micro.recipe().model_dump_json())

@@ -233,7 +233,7 @@ def test_a_launcher_of_a_rayjob_comes_from_its_command_to_the_checkpoint_and_sur
     found = reference.read(tmp_path / "out.json", launchers.settings().store)
     assert Desk.of(launchers.shared, "run-1", found.folder.name).result().digest == found.digest
     assert found.digest == undisturbed(launchers, tmp_path)
-    assert {"secretRef": {"name": "biovlm-store"}} in json_values(made, "envFrom")
+    assert {"secretRef": {"name": "biovlm-store-train"}} in json_values(made, "envFrom")
     assert "AWS_" not in json.dumps(made), "secrets come by name"
 
 
@@ -244,7 +244,7 @@ def kuberay_environment(launchers, kubernetes, folder):
         "BIOVLM_NAMESPACE": NAMESPACE,
         "BIOVLM_TEAM": "radiology",
         "BIOVLM_TRAIN_IMAGE": f"registry.example/biovlm-train@sha256:{'a' * 64}",
-        "BIOVLM_RAY_SECRETS": "biovlm-store",
+        "BIOVLM_RAY_SECRETS": "biovlm-store-train",
         "KUBECONFIG": str(folder / "kubeconfig"),
     }
     return {name: value for name, value in (launchers.environment | told).items() if name != "BIOVLM_RAY_ADDRESS"}

@@ -20,6 +20,7 @@ class TaskConfig:
     volumes: list | None = None
     volume_mounts: list | None = None
     node_selector: dict | None = None
+    env: list | None = None
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +34,23 @@ def test_what_was_passed_on_is_read_again():
     found = task_config.kept()
     assert set(found) == {"resources", "volumes", "volume_mounts"}
     assert found["resources"] == {"limits": {"nvidia.com/gpu": "1"}}
+
+
+OWN = {"name": "MLFLOW_TRACKING_PASSWORD", "valueFrom": {"secretKeyRef": {"name": "biovlm-tracking", "key": "x"}}}
+SIGNING = {"name": "BIOVLM_SIGNING_KEY_PEM", "valueFrom": {"secretKeyRef": {"name": "biovlm-signing", "key": "signing.pem"}}}
+OTHER = {"name": "PROXY_PASSWORD", "valueFrom": {"secretKeyRef": {"name": "proxy", "key": "password"}}}
+PLACE = {"name": "BIOVLM_STORE", "valueFrom": {"configMapKeyRef": {"name": "biovlm", "key": "BIOVLM_STORE"}}}
+
+
+def test_the_launchers_own_secrets_stay_with_it():
+    volumes = [{"name": "keys", "secret": {"secretName": "biovlm-signing"}}, {"name": "cache", "persistentVolumeClaim": {}}]
+    mounts = [{"name": "keys", "mountPath": "/keys"}, {"name": "cache", "mountPath": "/cache"}]
+    task_config.keep(
+        TaskConfig(volumes=volumes, volume_mounts=mounts, env=[OWN, SIGNING, OTHER, PLACE, {"name": "A", "value": "b"}])
+    )
+    found = task_config.kept()
+    assert found["env"] == [OTHER, PLACE, {"name": "A", "value": "b"}]
+    assert (found["volumes"], found["volume_mounts"]) == (volumes[1:], mounts[1:])
 
 
 @pytest.mark.parametrize("nothing", [TaskConfig(), None, ""])
@@ -55,8 +73,8 @@ def test_a_gpu_pool_names_its_accelerator_and_its_place():
     assert asks.tolerations == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
 
 
-@pytest.mark.parametrize(("said", "run"), [("7d0f", "7d0f"), ("{{$.pipeline_job_uuid}}", "adhoc"), ("", "adhoc")])
-def test_a_pod_of_a_pipeline_knows_its_run_and_a_placeholder_that_nobody_filled_is_none(tmp_path, said, run):
+@pytest.mark.parametrize(("said", "run"), [("7d0f", "7d0f"), ("", "adhoc")])
+def test_a_pod_of_a_pipeline_knows_its_run(tmp_path, said, run):
     assert Settings.from_environment({"BIOVLM_HOME": str(tmp_path), "BIOVLM_KFP_RUN_ID": said}).run_id == run
     mine = {"BIOVLM_HOME": str(tmp_path), "BIOVLM_KFP_RUN_ID": said, "BIOVLM_RUN_ID": "mine"}
     assert Settings.from_environment(mine).run_id == "mine"

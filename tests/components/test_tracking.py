@@ -23,6 +23,18 @@ def test_a_step_of_a_run_has_one_child_below_one_root(store):
     assert tracking.client.get_run(child).data.tags["mlflow.parentRunId"] == tracking.root("run-1")
 
 
+def test_trying_to_write_leaves_marks_where_a_run_will_write_and_no_model_of_its_own(store):
+    """What a login may not is tried against MLflow's own login in tests/infra/kubernetes/test_login.py."""
+    tracking = Tracking(store)
+    tracking.try_writing("mini")
+    assert not tracking.client.search_registered_models()
+    tracking.client.create_registered_model("mini")
+    tracking.try_writing("mini")
+    assert "biovlm.probed" in tracking.registered("mini").tags
+    assert "biovlm.probed" in tracking.client.get_experiment(tracking.experiment_id).tags
+    assert [found.name for found in tracking.client.search_registered_models()] == ["mini"]
+
+
 def test_the_mirror_copies_parameters_curves_figures_files_and_failures(store, step):
     log = events.EventLog(store.events, "align")
     events.EventLog(store.events).write(EventType.RUN_STARTED, facts={"recipe": "tiny", "steps": ["align"]})

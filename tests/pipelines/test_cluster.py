@@ -68,6 +68,29 @@ def test_submit_uploads_the_package_once_and_starts_a_run_with_the_whole_recipe(
     assert [len(kfp.pipelines), len(kfp.versions), len(kfp.experiments), len(kfp.played)] == [1, 1, 1, 2]
 
 
+@pytest.mark.parametrize(
+    ("environment", "told"),
+    [
+        ({"BIOVLM_ACTOR": "Dr Weiss"}, "person:Dr-Weiss"),
+        ({"CI": "true"}, "ci"),
+        ({"CI": "true", "BIOVLM_TRIGGER": "ci:release-7"}, "ci:release-7"),
+    ],
+)
+def test_a_run_says_who_began_it(kfp, say, monkeypatch, environment, told):
+    for name in ("CI", "BIOVLM_TRIGGER", "BIOVLM_ACTOR_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert say("submit")[0] == 0
+    assert kfp.played[started(kfp)].body["runtime_config"]["parameters"]["trigger"] == told
+
+
+def test_a_word_that_names_nobody_is_refused_as_who_began_a_run(kfp, say, monkeypatch):
+    monkeypatch.setenv("BIOVLM_TRIGGER", "me\n")
+    code, _, err = say("submit")
+    assert (code, "BIOVLM_TRIGGER" in err, kfp.played) == (78, True, {})
+
+
 def test_another_image_is_another_version_of_the_same_pipeline(kfp, say, monkeypatch):
     say("submit")
     monkeypatch.setenv("BIOVLM_TRAIN_IMAGE", f"registry.example/biovlm-train@sha256:{'b' * 64}")

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from components.platform.retries import MOST_ATTEMPTS
+from components.platform.task_config import LAUNCHERS_OWN
 from pipelines import biovlm, engine, pods, runs
 from pipelines.pods import Images
 from pipelines.summary import STEPS
@@ -96,6 +97,7 @@ def test_every_step_runs_in_the_launcher_image_by_digest_and_names_the_train_ima
     for task, _, container, _ in steps.values():
         assert container["image"] == IMAGES.launcher, task["taskInfo"]
         assert {"name": "BIOVLM_TRAIN_IMAGE", "value": IMAGES.train} in container["env"]
+        assert {"name": "BIOVLM_LAUNCHER_IMAGE", "value": IMAGES.launcher} in container["env"]
 
 
 def test_what_a_worker_asks_for_is_passed_on_and_never_asked_for_the_launcher(steps):
@@ -128,18 +130,36 @@ def test_every_pod_has_an_end_a_user_that_is_not_root_and_knows_who_it_is(steps)
     for name, (_, _, container, pod) in steps.items():
         assert 0 < int(pod["activeDeadlineSeconds"]) <= 14 * 24 * 3600, name
         assert pod["securityContext"] == {"runAsUser": "10001", "runAsGroup": "10001", "runAsNonRoot": True}
-        assert {entry["name"]: entry["fieldPath"] for entry in pod["fieldPathAsEnv"]} == pods.POD
-        assert {"name": "BIOVLM_KFP_RUN_ID", "value": "{{$.pipeline_job_uuid}}"} in container["env"]
+        told = {entry["name"]: entry["fieldPath"] for entry in pod["fieldPathAsEnv"]}
+        assert told == pods.POD
+        assert told["BIOVLM_KFP_RUN_ID"] == "metadata.labels['pipeline/runid']"
+        assert not [entry for entry in container["env"] if "{{" in entry["value"]], "KFP's driver copies variables as they stand"
         assert pod["podMetadata"]["labels"]["biovlm.io/step"] == name
 
 
+SIGNS = {"BIOVLM_SIGNING_KEY_PEM", "BIOVLM_TRUSTED_KEYS_PEM"}
+KEYS = {
+    "preflight": {"BIOVLM_SIGNER_PEM", "BIOVLM_TRUSTED_KEYS_PEM"},
+    "promote": {"BIOVLM_TRUSTED_KEYS_PEM"},
+    **dict.fromkeys(("evaluate", "champion", "register"), SIGNS),
+}
+
+
+def test_every_step_is_told_who_began_the_run(package):
+    for task in package[0]["root"]["dag"]["tasks"].values():
+        assert task["inputs"]["parameters"]["trigger"] == {"componentInputParameter": "trigger"}, task["taskInfo"]
+    assert package[0]["root"]["inputDefinitions"]["parameters"]["trigger"]["defaultValue"] == "kubeflow"
+
+
 def test_secrets_are_named_and_hold_what_is_secret_and_nothing_else_does(steps, package):
-    for *_, container, pod in steps.values():
+    for name, (*_, container, pod) in steps.items():
         secret = {key["envVar"] for entry in pod["secretAsEnv"] for key in entry["keyToEnv"]}
         plain = {entry["name"] for entry in container["env"]}
         plain |= {key["envVar"] for entry in pod["configMapAsEnv"] for key in entry["keyToEnv"]}
-        assert secret == {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"}
-        assert not [name for name in plain - secret if any(word in name for word in ("KEY", "PASSWORD", "TOKEN"))]
+        logins = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"}
+        assert secret == logins | KEYS.get(name, set()), name
+        assert not [one for one in plain - secret if any(word in one for word in ("KEY", "PASSWORD", "TOKEN"))]
+        assert {entry["secretName"] for entry in pod["secretAsEnv"]} <= set(LAUNCHERS_OWN)
         needed = next(entry for entry in pod["configMapAsEnv"] if not entry.get("optional"))
         assert {key["envVar"] for key in needed["keyToEnv"]} == {"BIOVLM_STORE", "MLFLOW_TRACKING_URI"}
 

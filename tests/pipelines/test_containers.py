@@ -294,7 +294,7 @@ class TestInContainers:
         code = f"{absent}; import components.{step}.step"
         subprocess.run((*command, containers.LAUNCHER, "python", "-c", code), check=True)
 
-    @pytest.mark.parametrize("image", [containers.LAUNCHER, ray_head.TRAIN])
+    @pytest.mark.parametrize("image", [containers.LAUNCHER, ray_head.TRAIN, "biovlm-mlflow:latest"])
     def test_an_image_runs_confined_and_can_write_its_home_alone(self, image):
         command = (
             "docker",
@@ -312,7 +312,7 @@ class TestInContainers:
         told = subprocess.run((*command, image, "sh", "-c", script), capture_output=True, text=True, check=True).stdout.split()
         assert told == ["10001", "home", "closed"]
 
-    @pytest.mark.parametrize("target", ["launcher", "train"])
+    @pytest.mark.parametrize("target", ["launcher", "train", "mlflow"])
     def test_an_image_says_what_it_is_made_of(self, target):
         told = json.loads((ROOT / "build" / "images" / f"{target}.json").read_text())
         labels = told["labels"]
@@ -320,5 +320,6 @@ class TestInContainers:
         assert len(labels["io.biovlm.lock"]) == len(labels["io.biovlm.code"]) == 64
         sbom = json.loads((ROOT / "build" / "images" / told["sbom"]["file"]).read_text())
         names = {component["name"] for component in sbom["components"]}
-        assert names >= {"launcher": {"kfp", "kubernetes", "git"}, "train": {"torch", "ray", "gcc"}}[target]
+        wanted = {"launcher": {"kfp", "kubernetes", "git"}, "train": {"torch", "ray", "gcc"}, "mlflow": {"Flask-WTF", "boto3"}}
+        assert {name.lower() for name in wanted[target]} <= {name.lower() for name in names}
         assert sbom["bomFormat"] == "CycloneDX"

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 
 import pytest
 
-from model.config import Recipe
+from components.platform.lineage import licences
+from model.config import Purpose, Recipe
 from model.errors import ConfigError, RefusedError
 from model.training.memory import shapes_of
 from pipelines import choice, cli, doctor_cluster, estimate
+from tests.pipelines import micro
 
 
 @pytest.fixture
@@ -48,6 +51,25 @@ def test_everything_that_is_wrong_is_told_at_once_with_its_remedy(kfp, look, mon
     wrong = {name for name, one in found.items() if one["level"] == "missing"}
     assert (code, wrong) == (66, {"kubeflow", "package", "tracking", "pool", "tower", "cost"})
     assert all(one["hint"] for one in found.values() if one["level"] != "ok")
+
+
+def test_licences_of_weights_and_data_that_forbid_the_purpose_are_told(kfp, look, home, monkeypatch, tmp_path):
+    monkeypatch.setenv("BIOVLM_HOME", str(home))
+    path = tmp_path / "micro.yaml"
+    path.write_text(micro.recipe(promotion={"purpose": "commercial"}).model_dump_json())
+    found = look("--recipe", str(path))[1]
+    assert [found[name]["level"] for name in ("tower", "language", "data mini")] == ["ok"] * 3
+    monkeypatch.setitem(licences.ALLOWED, Purpose.COMMERCIAL, -1)  # a purpose that not even CC0 allows
+    code, found = look("--recipe", str(path))
+    assert ([found[name]["level"] for name in ("tower", "language", "data mini")], code) == (["missing"] * 3, 66)
+    assert "the purpose is commercial" in found["data mini"]["found"]
+    assert found["data mini"]["hint"]
+
+
+def test_a_clock_that_is_off_is_told(kfp, look, monkeypatch):
+    monkeypatch.setattr(http.server.BaseHTTPRequestHandler, "date_time_string", lambda *_: "Sat, 01 Jan 2022 00:00:00 GMT")
+    code, found = look()
+    assert (code, found["clock"]["level"], "NTP" in found["clock"]["hint"]) == (66, "missing", True)
 
 
 def test_a_server_that_is_not_there_hides_no_other_finding(look, monkeypatch, tmp_path):

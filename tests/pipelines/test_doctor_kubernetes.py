@@ -79,9 +79,12 @@ def test_a_cluster_that_has_everything_is_told_so_and_nothing_is_made(kubernetes
         (lambda server: setattr(server, "version", ("1", "27+")), "kubernetes", "warn", "1.27"),
         (lambda server: server.secrets.discard("biovlm-store-train"), "biovlm-store-train", "missing", "no such Secret"),
         (lambda server: server.secrets.discard("biovlm-tracking"), "biovlm-tracking", "warn", "no such Secret"),
+        (lambda server: server.secrets.discard("biovlm-signing"), "biovlm-signing", "missing", "no such Secret"),
+        (lambda server: server.secrets.discard("biovlm-trusted-keys"), "biovlm-trusted-keys", "missing", "no such Secret"),
         (lambda server: server.forbidden.add(("GET", "secrets")), "biovlm-store", "warn", "may not see"),
         (lambda server: server.forbidden.add(("POST", "rayjobs")), "ray job", "warn", "may not start"),
         (lambda server: server.queues.clear(), "queue", "missing", "no LocalQueue biovlm-cpu"),
+        (lambda server: server.queue("biovlm-cpu", {"memory": "1Gi"}), "queue", "missing", "can never admit this: head asks for"),
     ],
 )
 def test_what_the_cluster_lacks_is_named_with_its_remedy(kubernetes, look, change, name, level, said):
@@ -90,6 +93,13 @@ def test_what_the_cluster_lacks_is_named_with_its_remedy(kubernetes, look, chang
     assert (found[name]["level"], code) == (level, 66 if level == "missing" else 0)
     assert said in found[name]["found"]
     assert found[name]["hint"]
+
+
+def test_a_site_that_signs_nothing_needs_no_keys(kubernetes, look, monkeypatch):
+    kubernetes.secrets -= {"biovlm-signing", "biovlm-trusted-keys"}
+    monkeypatch.setenv("BIOVLM_SIGNING", "off")
+    code, found = look()
+    assert (code, "biovlm-signing" in found) == (0, False)
 
 
 def test_a_field_that_the_installed_kuberay_does_not_know_is_found_before_any_run(kubernetes, look, monkeypatch):

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from components.platform import events, versions
+from components.platform import events, inputs, versions
 from components.platform.lineage import auditing
 from components.platform.tracking import Tracking
 from model import manifest
+from model.data.dataset import open_dataset
 from pipelines import plan as plans
 from pipelines.summary import STEPS
 from tests.pipelines import micro
@@ -115,6 +116,16 @@ def test_a_second_run_reuses_every_step(start, settings, told):
     assert again == {"preflight"}
     assert (result["version"], result["decision"]) == ("1", told["first"]["decision"])
     assert not (run.folder / "ray.log").exists(), "Ray is not started for nothing"
+
+
+def test_the_data_artifact_lists_the_images_that_train_and_no_others(home):
+    artifact, dataset = next(home.glob("store/steps/data/*/")), open_dataset(next(home.glob("store/data/mini-*")))
+    digests = {entry.path: entry.sha256 for entry in dataset.manifest.files}
+    train, test = (
+        {digests[image] for record in dataset.records(split) for image in record.images} for split in ("train", "test")
+    )
+    assert inputs.learned_images(artifact) == train
+    assert train - test
 
 
 def test_a_change_of_the_task_stage_reuses_align_and_instruct(settings):

@@ -118,7 +118,7 @@ def test_the_data_to_follow_are_taken_at_their_newest(write):
 
 # ----------------------------------------------------------------------------------------------------------- deciding
 
-WANTED = Wanted("monthly", "0 0 3 1 * *", True, {"recipe": "{}", "budget": "40"})
+WANTED = Wanted("monthly", "0 0 3 1 * *", True, {"recipe": "{}", "budget": "40", "trigger": "schedule:monthly"})
 GOOD = Found("b", "monthly", WANTED.spec, "2026-01-01", True, WANTED.cron, True, WANTED.parameters, 1, False)
 
 
@@ -134,8 +134,9 @@ def test_what_is_as_the_file_wants_it_is_kept():
         ({"no_catchup": False}, "no_catchup: False instead of True"),
         ({"at_once": 5}, "runs at once: 5 instead of 1"),
         ({"pinned": True}, "it stays with one version"),
-        ({"parameters": {"recipe": "{}", "budget": "400"}}, "budget: '400' instead of '40'"),
-        ({"parameters": {"recipe": "[]", "budget": "40"}}, "the recipe is another"),
+        ({"parameters": WANTED.parameters | {"budget": "400"}}, "budget: '400' instead of '40'"),
+        ({"parameters": WANTED.parameters | {"recipe": "[]"}}, "the recipe is another"),
+        ({"parameters": WANTED.parameters | {"trigger": "person:me"}}, "trigger: 'person:me' instead of 'schedule:monthly'"),
     ],
 )
 def test_drift_is_seen_even_where_the_description_says_that_nothing_changed(change, why):
@@ -172,6 +173,7 @@ def test_applying_twice_makes_one_that_follows_the_newest_version(kfp, write, sa
     assert "pipeline_version_id" not in made["pipeline_version_reference"]
     assert (made["max_concurrency"], made["no_catchup"], made["mode"]) == ("1", True, "ENABLE")
     assert made["runtime_config"]["parameters"]["budget"] == "40"
+    assert made["runtime_config"]["parameters"]["trigger"] == "schedule:monthly"
 
 
 def test_a_change_is_shown_then_made_new_before_the_old_one_goes(kfp, write, say):

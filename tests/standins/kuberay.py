@@ -94,7 +94,7 @@ class KubeRay:
         self.installed = True
         self.tokens, self.forbidden, self.workloads = {TOKEN}, set(), []
         self.queues, self.cluster_queues = {}, {}
-        self.version, self.secrets = ("1", "32"), {"biovlm-store", "biovlm-tracking"}
+        self.version, self.secrets = ("1", "32"), {"biovlm-store", "biovlm-tracking", "biovlm-signing", "biovlm-trusted-keys"}
         self.groups = {"ray.io": ["v1"], "kueue.x-k8s.io": ["v1beta2", "v1beta1"]}
         self.queue("biovlm-l4", {"nvidia.com/gpu": 8})
         self.lock = threading.RLock()

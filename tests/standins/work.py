@@ -28,7 +28,7 @@ SITE = Site(
     image="registry.example/biovlm-train@sha256:" + "a" * 64,
     store=STORE,
     team="radiology",
-    secrets=("biovlm-store",),
+    secrets=("biovlm-store-train",),
     owner=Owner("launcher-1", "uid-of-launcher-1"),
 )
 

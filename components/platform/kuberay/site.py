@@ -83,6 +83,12 @@ class Site:
                 f"BIOVLM_RAY_ENVIRONMENT names {secret[0]}, which looks like a secret; its value would stand in the RayJob",
                 "put it into a Secret and name that in BIOVLM_RAY_SECRETS",
             )
+        secrets = tuple(name for name in env.get("BIOVLM_RAY_SECRETS", "").split(",") if name)
+        if own := sorted({*secrets} & {*task_config.LAUNCHERS_OWN}):
+            raise ConfigError(
+                f"BIOVLM_RAY_SECRETS names {own[0]}, which belongs to the steps: workers would sign, register or write as they do",
+                "give Ray pods a Secret of their own, such as biovlm-store-train (infra/README.md)",
+            )
         name, uid = env.get("BIOVLM_POD_NAME", ""), env.get("BIOVLM_POD_UID", "")
         return cls(
             namespace=env["BIOVLM_NAMESPACE"],
@@ -90,7 +96,7 @@ class Site:
             store=env["BIOVLM_STORE"].rstrip("/"),
             team=env["BIOVLM_TEAM"],
             cost_centre=env.get("BIOVLM_COST_CENTRE") or "none",
-            secrets=tuple(name for name in env.get("BIOVLM_RAY_SECRETS", "").split(",") if name),
+            secrets=secrets,
             environment=tuple((name, env[name]) for name in passed),
             submission=_submission(env.get("BIOVLM_RAY_SUBMISSION") or Submission.HTTP),
             owner=Owner(name, uid) if name and uid else None,

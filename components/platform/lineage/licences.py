@@ -4,6 +4,7 @@
    nobody wrote down, allows nothing but to be looked at: an unknown licence is never a permission.
 2. `strictest(document)` goes through every data set and base model that the weights depend on. What was only asked in an evaluation
    does not change the weights, and is named apart.
+3. `against(licence, purpose)` says so of one licence, for those who ask before a run: the gate asks when all GPUs have been spent.
 
 A reading of names, not legal advice.
 """
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from components.platform.lineage.graph import Document, Kind
+from model.config import Purpose
 
 LEARNED = frozenset({"weights of", "continues", "learned from", "built on"})
 """Roles that lead from a version to all that its weights depend on."""
@@ -60,6 +62,14 @@ WORDS = {
 }
 
 
+ALLOWED: dict[Purpose, Terms] = {
+    Purpose.RESEARCH: Terms.RESEARCH_ONLY,
+    Purpose.SHARING: Terms.NON_COMMERCIAL,
+    Purpose.COMMERCIAL: Terms.ACCEPTABLE_USE,
+}
+"""Purpose -> the strictest terms under which it is allowed."""
+
+
 @dataclass(frozen=True)
 class Taint:
     """What the ancestors' licences come to."""
@@ -82,6 +92,12 @@ def terms(licence: str) -> Terms:
     """What a licence allows."""
     name = licence.strip().lower()
     return next((found for pattern, found in READ if re.fullmatch(pattern, name)), Terms.UNKNOWN)
+
+
+def against(licence: str, purpose: Purpose) -> str:
+    """What a licence allows, if the purpose is more than that; else empty."""
+    found = terms(licence)
+    return WORDS[found] if found > ALLOWED[purpose] else ""
 
 
 def strictest(document: Document) -> Taint:

@@ -1,4 +1,5 @@
-"""MLflow's server, started with the very command of the manifest, asks everybody who they are (faults F9 and F10).
+"""MLflow's server, started with the very command of the manifest, asks everybody who they are (faults F9 and F10), and preflight finds out
+before a run what a login may write.
 
 Skipped where MLflow's login is not installed (`mlflow[auth]`). Not proven here: PostgreSQL behind it, which the command names and this test
 replaces by SQLite.
@@ -20,12 +21,17 @@ from pathlib import Path
 
 import pytest
 
+from components.platform.settings import Settings
+from components.platform.tracking import Tracking
+from components.preflight import step as preflight
+from model.errors import RefusedError
 from tests.manifests import ROOT, find, rendered
+from tests.pipelines import micro
 
 SETTINGS = ROOT / "infra" / "kubernetes" / "base" / "tracking" / "basic_auth.ini"
 PASSWORD = "only for this test"
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.lane,
     pytest.mark.skipif(
         not all(map(importlib.util.find_spec, ("flask_wtf", "prometheus_flask_exporter"))),
         reason="mlflow[auth] and prometheus-flask-exporter are not installed: MLflow's login is not tried",
@@ -43,10 +49,17 @@ def command(folder: Path, port: int) -> list[str]:
         "--artifacts-destination": str(folder / "artifacts"),
         "--expose-prometheus": str(folder / "metrics"),
     }
+    more = {"--allowed-hosts": f",127.0.0.1:{port}"}  # MLflow's own client cannot come by another name
     told = find(rendered("gpu"), "Deployment mlflow")["spec"]["template"]["spec"]["containers"][0]["command"]
     assert told[:2] == ["mlflow", "server"]
     pairs = [word.split("=", 1) for word in told[2:]]
-    return [sys.executable, "-m", "mlflow", "server", *(f"{name}={here.get(name, value)}" for name, value in pairs)]
+    return [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        *(f"{name}={here.get(name, value)}{more.get(name, '')}" for name, value in pairs),
+    ]
 
 
 def start(folder: Path, port: int, **login: str) -> subprocess.Popen:
@@ -116,6 +129,55 @@ def test_the_password_of_old_defaults_opens_nothing(port):
 
 def test_the_administrator_may_write(port):
     assert ask(port, CREATE, {"name": "known"}, PASSWORD) == 200
+
+
+@pytest.fixture
+def login(port, monkeypatch, tmp_path):
+    """Asks, as a user of that password, whether a run may write to an experiment and a registered model."""
+    for name in ("BIOVLM_RUN_ID", "BIOVLM_EVENTS", "BIOVLM_POD_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("BIOVLM_HOME", str(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+
+    def as_user(user, password, experiment="of the steps"):
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", user)
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
+        monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", experiment)
+        return Tracking(Settings.from_environment())
+
+    return as_user
+
+
+USER = "/api/2.0/mlflow/users/create"
+STEPS = ("steps", "as long as MLflow wants it")
+
+
+def test_what_a_login_may_not_write_is_told_before_a_run_with_the_remedy(port, login, tmp_path):
+    assert ask(port, USER, {"username": STEPS[0], "password": STEPS[1]}, PASSWORD) == 200
+    admin = login("admin", PASSWORD, "of the admin")
+    admin.client.create_registered_model("of-the-admin")
+    mine = login(*STEPS)
+    mine.try_writing("new")  # made and removed
+    assert mine.registered("new") is None
+    assert [found.name for found in admin.client.search_registered_models()] == ["of-the-admin"]
+    mine.client.create_registered_model("mine")
+    mine.try_writing("mine")
+    with pytest.raises(RefusedError, match="write to the registered model of-the-admin") as refused:
+        mine.try_writing("of-the-admin")
+    assert "biovlm-tracking" in refused.value.hint
+    with pytest.raises(RefusedError, match="write to the experiment of the admin"):
+        login(*STEPS, "of the admin").try_writing("mine")
+    with pytest.raises(RefusedError, match="does not let this login open the experiment"):
+        login("steps", "another word, long enough")
+    assert PASSWORD not in str(refused.value)
+
+
+def test_preflight_ends_a_run_whose_version_nobody_could_register(login, tmp_path, capsys):
+    login(*STEPS)
+    recipe = micro.recipe(registered_model="of-the-admin").model_dump_json()
+    with pytest.raises(SystemExit) as ended:
+        preflight.run(recipe, str(tmp_path / "champion.json"))
+    assert (ended.value.code, "write to the registered model of-the-admin" in capsys.readouterr().err) == (77, True)
 
 
 def test_a_request_for_another_host_is_refused(port):

@@ -7,7 +7,7 @@ import re
 import pytest
 import yaml
 
-from infra.policy.documents import pods
+from infra.policy.documents import pods, read
 from tests.manifests import OVERLAYS, ROOT, find, rendered
 
 POOLS = ROOT / "components" / "platform" / "pools.yaml"
@@ -108,6 +108,14 @@ def test_every_secret_that_a_pod_names_is_listed_with_its_keys(overlay):
     for name, keys in secrets(rendered(overlay)).items():
         assert f"`{name}`" in listed, name
         assert all(f"`{key}`" in listed for key in keys), (name, keys)
+
+
+def test_every_secret_that_a_step_names_is_listed_with_its_keys():
+    listed, platform = README.read_text(), read([ROOT / "pipelines" / "compiled" / "biovlm.yaml"])[1]
+    for step in platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"].values():
+        for entry in step["secretAsEnv"]:
+            row = next(line for line in listed.splitlines() if line.startswith(f"| `{entry['secretName']}` |"))
+            assert all(f"`{key['secretKey']}`" in row for key in entry["keyToEnv"]), row
 
 
 def secrets(documents):

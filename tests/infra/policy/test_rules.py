@@ -60,6 +60,19 @@ MUTATIONS = [
     ("no-secret-by-value", "CronJob nightly", f"{MAIN}/command/2", f"--key={KEY}"),
     ("no-secret-by-value", "CronJob nightly", f"{CRON}/template/metadata/annotations/note", KEY),
     ("no-secret-by-value", "CronJob nightly", f"{CRON}/template/metadata/labels/note", RANDOM),
+    *[
+        ("workers-own-secrets", "RayJob train", f"{CLUSTER}/{group}/template/spec/{path}", value)
+        for group in ("headGroupSpec", "workerGroupSpecs/0")
+        for path, value in (
+            (
+                "containers/0/env/1",
+                {"name": "KEY_PEM", "valueFrom": {"secretKeyRef": {"name": "biovlm-signing", "key": "signing.pem"}}},
+            ),
+            ("containers/0/envFrom", [{"secretRef": {"name": "biovlm-tracking"}}]),
+            ("volumes/0", {"name": "keys", "secret": {"secretName": "biovlm-signing"}}),
+            ("volumes/0", {"name": "keys", "projected": {"sources": [{"secret": {"name": "biovlm-store"}}]}}),
+        )
+    ],
     ("no-wildcard", "Role launcher", "rules/0/verbs", ["*"]),
     ("no-wildcard", "Role launcher", "rules/0/resources", ["*"]),
     ("no-wildcard", "Role launcher", "rules/0/apiGroups", ["*"]),
@@ -117,6 +130,13 @@ MUTATIONS = [
     ("step-deadline", "platforms", f"{ON_KUBERNETES}/activeDeadlineSeconds", GONE),
     ("step-retries", "pipeline", f"{TASK}/retryPolicy/maxRetryCount", 3),
     ("gates-uncached", "pipeline", f"{TASK}/cachingOptions/enableCache", True),
+    ("key-where-it-signs", "platforms", f"{ON_KUBERNETES}/secretAsEnv/0/keyToEnv/0/secretKey", "signing.pem"),
+    (
+        "key-where-it-signs",
+        "platforms",
+        f"{ON_KUBERNETES}/secretAsVolume",
+        [{"secretName": "biovlm-signing", "mountPath": "/keys"}],
+    ),
     ("step-no-secret-by-value", "pipeline", f"{STEP}/env/0", {"name": "API_TOKEN", "value": "x"}),
     ("step-no-secret-by-value", "pipeline", f"{STEP}/args/0", KEY),
 ]
