@@ -57,6 +57,7 @@ def _of_the_registry(result: RunResult) -> list[str]:
         said.append(f"lineage:  biovlm lineage show models:/{result.registered_model}/{result.version}")
     if result.decision == "promote":
         said.append(f"ask it:   biovlm chat --model models:/{result.registered_model}@champion --image FILE")
+        said.append(f"serve it: biovlm serve --model models:/{result.registered_model}@champion")
     said.append(f"curves:   mlflow ui --backend-store-uri {result.tracking}")
     return said
 
