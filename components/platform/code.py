@@ -19,7 +19,7 @@ from model.errors import UsageError
 ROOT = Path(__file__).resolve().parents[2]
 SUFFIXES = frozenset({".py", ".yaml", ".j2"})
 GROUND = ("model/batch.py", "model/config", "model/errors.py", "model/folders.py", "model/manifest.py", "model/recipe.py")
-DECIDES = ("decision", "own_figures", "comparison", "verdict", "results", "bootstrap")
+DECIDES = ("decision", "gates", "own_figures", "comparison", "verdict", "results", "bootstrap")
 SHARING = ("model/training/ranks.py", "model/training/watchdog.py")
 """By which workers of an evaluation talk; nothing else of the training."""
 CODE: dict[str, tuple[str, ...]] = {

@@ -100,4 +100,4 @@ def test_costs_are_said_in_words_and_what_is_not_known_is_not_said():
     assert (
         costs.words(full) == "3 min 20 s of steps, 1 min 00 s of it waiting, 1 GPU h, 1 kWh (rapl, whole machine), 1.0 MiB moved"
     )
-    assert costs.words(Cost(wall_seconds=2)) == "2.0 s"
+    assert costs.words(Cost(wall_seconds=2)) == "2.0 s of steps"
