@@ -22,7 +22,7 @@ from tests.fault_plan import Fault, FaultPlan
 from tests.forks import forked
 from tests.toy_run import STEPS, finish, toy_training
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.lane]
 RESOURCES = Resources(workers=2, cpus_per_worker=0.5, max_failures=1)
 
 
