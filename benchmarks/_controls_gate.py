@@ -98,6 +98,11 @@ ROWS = (
         SERVER + "test_what_is_not_what_was_signed_is_refused_and_nothing_of_it_runs[code]",
     ),
     (
+        "Python leaves nothing beside what was signed",
+        ("components/register/served.py", "leave_no_bytecode(__cached__)\n", ""),
+        SERVER + "test_mlflows_reading_of_the_code_leaves_no_bytecode_beside_it",
+    ),
+    (
         "a version is proved before it is served",
         ("components/register/server.py", "    proof.of_version(book, found.version)\n", "    _ = proof\n"),
         SERVER + "test_a_withdrawn_version_is_not_served",

@@ -37,8 +37,9 @@ CODE = '''"""A biovlm assistant. Research use only: not a medical device, not fo
 
 from mlflow.models import set_model
 
-from components.register.serving import Assistant
+from components.register.serving import Assistant, leave_no_bytecode
 
+leave_no_bytecode(__cached__)
 set_model(Assistant())
 '''
 EXAMPLE, SERVING_EXAMPLE = "input_example.json", "serving_input_example.json"

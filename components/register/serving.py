@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,6 +44,18 @@ CODES = {
     ExitCode.MISSING_INPUT: INVALID_PARAMETER_VALUE,
     ExitCode.REFUSED: PERMISSION_DENIED,
 }
+
+
+def leave_no_bytecode(cached: str) -> None:
+    """Remove what Python wrote beside the model's code when it read it: artifacts of a folder are read where they lie, and a file
+    there that was not signed is refused by `biovlm serve` and named by `biovlm lineage verify`.
+
+    Args:
+        cached: `__cached__` of the code.
+    """
+    with contextlib.suppress(OSError):  # a place where nothing can be written holds no bytecode either
+        Path(cached).unlink(missing_ok=True)
+        Path(cached).parent.rmdir()
 
 
 class Assistant(PythonModel):

@@ -48,7 +48,7 @@ def mlflow_server(server, tmp_path_factory):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
         free.close()
-        command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", database, "--workers", "1"]
+        command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", database.address, "--workers", "1"]
         command += ["--artifacts-destination", f"s3://{BUCKET}/mlflow", "--host", "127.0.0.1", "--port", str(port)]
         environment = {**os.environ, **keys, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
         with (folder / "log").open("wb") as log:

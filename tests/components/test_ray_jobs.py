@@ -17,7 +17,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from components.platform import code, events, reference
+from components.platform import code, events, keys, reference
 from components.platform.desk import Desk
 from components.platform.settings import Settings
 from components.platform.step import run_step
@@ -113,6 +113,7 @@ def launchers(cluster, shared, client, tmp_path, monkeypatch):
     monkeypatch.setenv("BIOVLM_STORE", shared)
     monkeypatch.setenv("BIOVLM_MIRRORED", "1")
     monkeypatch.delenv("BIOVLM_RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("BIOVLM_SIGNING_KEY", str(keys.private(Settings.from_environment())))  # one for the site, as in its Secret
     made = {}
 
     def produce(work):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from components.platform.impact import marks
 from components.platform.impact.marks import Notice
 from components.platform.tracking import LOADERS_NOTE, Tracking
-from components.register import server
+from components.register import served, server
 from model.errors import MissingInputError, RefusedError
 
 CHAMPION = "models:/mini@champion"
@@ -75,3 +77,11 @@ def test_a_version_whose_logged_model_was_deleted_is_a_letter(promoted, tmp_path
     client.delete_logged_model(model.model_id)
     with pytest.raises(MissingInputError, match="is gone"):
         server.proved(promoted.settings, CHAMPION, empty(tmp_path))
+
+
+def test_mlflows_reading_of_the_code_leaves_no_bytecode_beside_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    (tmp_path / served.CODE_FILE).write_text(served.CODE, encoding="utf-8")
+    spec = importlib.util.spec_from_file_location("read_as_mlflow_does", tmp_path / served.CODE_FILE)
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    assert [path.name for path in tmp_path.iterdir()] == [served.CODE_FILE]

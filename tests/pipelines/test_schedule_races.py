@@ -23,7 +23,10 @@ from pipelines.schedules import Wanted
 
 SECONDS = 90
 """For sixteen appliers that share one core with other work; alone they need three."""
-ONE, TWO = (Wanted("monthly", f"0 0 {hour} 1 * *", True, {"recipe": "{}", "budget": "40", "trigger": "schedule:monthly"}) for hour in (4, 5))
+ONE, TWO = (
+    Wanted("monthly", f"0 0 {hour} 1 * *", True, {"recipe": "{}", "budget": "40", "trigger": "schedule:monthly"})
+    for hour in (4, 5)
+)
 
 
 class Table:
