@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import random
 import sys
 import threading
@@ -191,9 +192,22 @@ def stacks(threads, kfp):
     return f"{len(alive)} of {len(threads)} appliers did not end in {SECONDS} s; asked last: {kfp.asked[-8:]}\n{said}"
 
 
+def meeting(make):
+    """`make`, where the first two wait for each other: both have looked and found nothing, on however slow a machine."""
+    turn, first_two = itertools.count(), threading.Barrier(2)
+
+    def made(*given):
+        if next(turn) < 2:
+            first_two.wait(SECONDS)
+        make(*given)
+
+    return made
+
+
 @pytest.mark.parametrize("tick", [0, 1], ids=["all made in the same second", "one after the other"])
-def test_sixteen_at_once_end_with_one_recurring_run(kfp, write, tick):
-    kfp.tick, kfp.jitter = tick, 1.0  # all have looked before the first one writes
+def test_sixteen_at_once_end_with_one_recurring_run(kfp, write, tick, monkeypatch):
+    monkeypatch.setattr(schedule_server, "_make", meeting(schedule_server._make))
+    kfp.tick, kfp.jitter = tick, 0.2
     assert apply_at_once([write(3)] * 16, kfp) == []
     assert kfp.asked.count("POST /apis/v2beta1/recurringruns") > 1, "nobody ran into anybody: the test shows nothing"
     assert [len(kfp.recurring), len(kfp.pipelines), len(kfp.experiments)] == [1, 1, 1]
