@@ -70,7 +70,7 @@ ROWS = (
     ),
     (
         "what any set taught counts as seen",
-        ("components/evaluate/asking.py", 'inputs.learned_images(Path(job["subjects"]["data"]))', "None"),
+        ("components/evaluate/asking.py", 'training_images=inputs.learned_images(Path(job["subjects"]["data"])),', ""),
         "tests/components/test_evaluate.py::test_an_image_that_any_set_taught_counts_as_seen_not_those_of_the_asked_set_alone",
     ),
     (

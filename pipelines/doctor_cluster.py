@@ -155,7 +155,7 @@ def _bases(ground: Ground) -> Iterator[Finding]:
             yield Finding(
                 name=part, level=Level.MISSING, found=f"its licence is {source.licence!r}, which allows nothing", hint=hint
             )
-        elif source.source and (words := licences.forbidden([source.licence], purpose).get(source.licence)):
+        elif source.source and (words := licences.against(source.licence, purpose)):
             hint = "take other weights, or a purpose that the licence allows; the gate would refuse the version in the end"
             yield Finding(name=part, level=Level.MISSING, found=f"{source.licence}: {words}; the purpose is {purpose}", hint=hint)
         elif source.source and source.source.startswith(REGISTRY_PREFIX):
@@ -182,7 +182,7 @@ def _sets(ground: Ground) -> Iterator[Finding]:
             licence = str(registry.version(name, wanted.revision).facts.get("licence", ""))
         except BiovlmError:
             continue  # the data step asks for it on the cluster
-        if words := licences.forbidden([licence], purpose).get(licence):
+        if words := licences.against(licence, purpose):
             said = f"{licence or 'no licence'}: {words}; the purpose is {purpose}"
             hint = "take another data set, or a purpose that its licence allows; the gate would refuse the version in the end"
             yield Finding(name=f"data {name}", level=Level.MISSING, found=said, hint=hint)

@@ -54,7 +54,7 @@ def here(settings: Settings, environment: Mapping[str, str] | None = None) -> Or
         trigger=settings.trigger or PERSON,
         launcher=settings.launcher,
         lock=lock(),
-        images={name: image for name, image in images.items() if "@" in image},  # a name alone may be any image,
+        images={name: image for name, image in images.items() if "@" in image},  # a name without a digest may be any image
         machine=machine(),
         places={name: without_login(address) for name, address in places.items() if address},
     )

@@ -121,10 +121,8 @@ class Tracking:
             embedded = self.settings.tracking_uri.startswith("sqlite:")
             place = str(self.settings.mlflow_artifacts) if embedded else None
             mark = uuid.uuid4().hex
-            tags = {
-                peek.STORE_ID: mark,
-                "mlflow.experimentKind": "custom_model_development",
-            }  # else its pages are those for chatbots
+            # Without the second tag MLflow's pages of it are those for chatbots.
+            tags = {peek.STORE_ID: mark, "mlflow.experimentKind": "custom_model_development"}
             return self.client.create_experiment(self.settings.experiment, place, tags), mark
         if peek.STORE_ID not in found.tags:
             self.client.set_experiment_tag(found.experiment_id, peek.STORE_ID, uuid.uuid4().hex)

@@ -79,8 +79,7 @@ def evaluate(
         checkpoint: Digest of the checkpoint's manifest.
         sets: Name of each data set -> its folder.
         out: Where the report appears; its parents are the checkpoint and the data sets.
-        training_images: SHA-256 of the files of all images that the checkpoint learned from; none takes those of the train split of
-            the evaluated set.
+        training_images: SHA-256 of all image files that the checkpoint learned from; none takes the evaluated set's train split.
         progress: Called with (answers done, all, "answers").
         verify: Hash the data sets against their manifests.
         audit: Records to leave out and limits, as training had them; none leaves out nothing.

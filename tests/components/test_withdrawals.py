@@ -7,16 +7,24 @@ from pathlib import Path
 
 import pytest
 
-from components.platform import peek
+from components.platform import champion, peek
 from components.platform.impact import ask, listed, marks, question, withdrawals
 from components.platform.ledger import proof
 from components.platform.ledger.registry import Book
+from components.platform.store import open_store
 from components.platform.tracking import Tracking
 from model.data.dataset import open_dataset
 from model.errors import MissingInputError, RefusedError
 from pipelines import cli
 from tests.components.promotions import make_person
 from tests.registry_world import World, picture, png
+
+
+def reasons_against(settings, tags):
+    """What the tag of a version and the marks of all that it was made from say."""
+    place, digest = (tags.get(name, "") for name in (champion.CHECKPOINT_PATH, champion.CHECKPOINT_DIGEST))
+    said = marks.reasons(open_store(settings), place, digest)
+    return tuple(sorted({*filter(None, tags.get(withdrawals.TAG, "").split("; ")), *said}))
 
 
 def command(capsys, monkeypatch, settings, *arguments):
@@ -42,7 +50,7 @@ def test_a_withdrawal_marks_what_learned_and_neither_data_nor_later_versions_pas
     tags = {(name, number): own_tags for name, number, own_tags in peek.versions(own.tracking_uri)}
     text = f"list {wanted.digest[:12]} by officer: consent withdrawn"
     assert tags["main", "2"][withdrawals.TAG] == text
-    reasons = {key: withdrawals.withdrawn(own, found) for key, found in tags.items()}
+    reasons = {key: reasons_against(own, found) for key, found in tags.items()}
     assert [key for key, found in reasons.items() if found] == [("main", "2"), ("other", "1")]
 
     book, store = Book(own, "main"), World(own).store
@@ -60,8 +68,8 @@ def test_a_withdrawal_marks_what_learned_and_neither_data_nor_later_versions_pas
 
     # A version that was on its way: trained from the marked stage, unknown to the list.
     late = {key: value for key, value in tags["main", "2"].items() if key != withdrawals.TAG}
-    assert any(text in reason for reason in withdrawals.withdrawn(own, late))
-    assert not withdrawals.withdrawn(own, {})
+    assert any(text in reason for reason in reasons_against(own, late))
+    assert not reasons_against(own, {})
 
     # A stage that goes on from a marked one.
     world, place = World(own), late["biovlm.checkpoint_path"]
@@ -136,7 +144,7 @@ def test_the_command_says_what_follows_from_a_withdrawal_and_marks_only_without_
 
 def withdrawn(own):
     """Model and number of every version that carries the tag, and whether proof or tag refuses it."""
-    return [(name, number) for name, number, tags in peek.versions(own.tracking_uri) if withdrawals.withdrawn(own, tags)]
+    return [(name, number) for name, number, tags in peek.versions(own.tracking_uri) if reasons_against(own, tags)]
 
 
 def test_a_withdrawal_that_was_a_mistake_is_taken_back_for_a_reason_and_can_be_made_again(own, capsys, monkeypatch, tmp_path):

@@ -2,8 +2,7 @@
 
 1. Each checkpoint, export, base model and data set gets a mark in the store (`marks`); the list itself stays there as hashes (`listed`).
 2. Each version gets an entry of kind `withdrawal` in the ledger of its model, which then refuses to promote it, and a tag for readers.
-3. `withdrawn(settings, tags)` says why a version must not be promoted: its tag, or a mark of anything it was made from.
-4. A list that was a mistake is taken back (`undo`): an entry `reinstatement` with a reason for each version, the tag follows, and last the
+3. A list that was a mistake is taken back (`undo`): an entry `reinstatement` with a reason for each version, the tag follows, and last the
    store says that its marks do not count (`rounds`). What another list withdrew stays withdrawn. For a list that was wrong in part:
    take it back, and withdraw the right one.
 
@@ -12,10 +11,10 @@ Doing either twice changes nothing; a process that died half-way is repaired by 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from components.platform import champion, versions
+from components.platform import versions
 from components.platform.impact import listed, marks, rounds
 from components.platform.impact.answer import Answer
 from components.platform.impact.marks import Notice
@@ -58,17 +57,6 @@ def withdraw(settings: Settings, items: Iterable[Item], answer: Answer, notice: 
             acts.withdraw(book, number, notice.by, notice.reason, {LIST: notice.list_digest})
             _tag(book, number)
     return Marked(found, len(answer.artifacts), len(answer.sets))
-
-
-def withdrawn(settings: Settings, tags: Mapping[str, str]) -> tuple[str, ...]:
-    """Why the version with these tags must not be promoted, sorted; empty if it may.
-
-    Raises:
-        MissingInputError: The store does not answer.
-    """
-    place, digest = (tags.get(name, "") for name in (champion.CHECKPOINT_PATH, champion.CHECKPOINT_DIGEST))
-    said = marks.reasons(open_store(settings), place, digest)
-    return tuple(sorted({*filter(None, tags.get(TAG, "").split("; ")), *said}))
 
 
 def undo(settings: Settings, list_digest: str, by: str, reason: str) -> tuple[tuple[str, str], ...]:

@@ -4,8 +4,8 @@
    nobody wrote down, allows nothing but to be looked at: an unknown licence is never a permission.
 2. `strictest(document)` goes through every data set and base model that the weights depend on. What was only asked in an evaluation
    does not change the weights, and is named apart.
-3. `forbidden(licences, purpose)` are those that do not allow what a version shall be used for. Preflight asks it of the base models that
-   a recipe names, and the gate of everything.
+3. `against(licence, purpose)` says what speaks against a use, and `forbidden` of several at once: doctor and preflight ask of what a
+   recipe names, the gate of everything.
 
 A reading of names, not legal advice.
 """
@@ -95,9 +95,15 @@ def terms(licence: str) -> Terms:
     return next((found for pattern, found in READ if re.fullmatch(pattern, name)), Terms.UNKNOWN)
 
 
+def against(licence: str, purpose: Purpose) -> str:
+    """What a licence allows, if that is less than the purpose; else empty."""
+    found = terms(licence)
+    return WORDS[found] if found > ALLOWED[purpose] else ""
+
+
 def forbidden(licences: Iterable[str], purpose: Purpose) -> dict[str, str]:
     """Licence -> what it allows, of those that do not allow the purpose."""
-    return {licence: WORDS[terms(licence)] for licence in licences if terms(licence) > ALLOWED[purpose]}
+    return {licence: words for licence in licences if (words := against(licence, purpose))}
 
 
 def strictest(document: Document) -> Taint:
