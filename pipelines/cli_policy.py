@@ -6,6 +6,7 @@ policy's cron expression has come, and an unchanged month costs seconds.
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 from collections.abc import Sequence
 from pathlib import Path
@@ -72,7 +73,9 @@ def run(path: Path, runner: str, json: bool) -> None:
     def ended(result: RunResult) -> None:
         retraining.close(found, settings, result.exit_code, result.run_id)
 
-    cli_run.execute(found.plan.recipe, runner, json, ended)
+    cli_run.execute(
+        found.plan.recipe, runner, json, ended, dataclasses.replace(settings, trigger=f"policy:{found.plan.policy.name}")
+    )
 
 
 def lines(found: Look) -> list[str]:

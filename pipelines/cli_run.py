@@ -13,6 +13,7 @@ from pipelines import output
 from pipelines.cli_options import DEFAULT, SHOWN, Changes, Data, Json, RecipeName
 
 if TYPE_CHECKING:
+    from components.platform.settings import Settings
     from model.config import Recipe
     from pipelines.summary import RunResult
 
@@ -52,7 +53,13 @@ def run(
     execute(wanted, runner, json)
 
 
-def execute(wanted: Recipe, runner: str, json: bool, ended: Callable[[RunResult], object] | None = None) -> None:
+def execute(
+    wanted: Recipe,
+    runner: str,
+    json: bool,
+    ended: Callable[[RunResult], object] | None = None,
+    settings: Settings | None = None,
+) -> None:
     """Run a recipe, show it, and end as it ended.
 
     Args:
@@ -60,11 +67,12 @@ def execute(wanted: Recipe, runner: str, json: bool, ended: Callable[[RunResult]
         runner: What a step is.
         json: Print the result as JSON, and show nothing meanwhile.
         ended: Is told the result, also of a run that failed.
+        settings: Where; from the environment, unless given.
     """
     from pipelines import display, local  # after what can be said at once
 
     with display.choose(output.console(), silent=json) as shown:
-        result = local.run(wanted, shown, runner=local.Runner(runner))
+        result = local.run(wanted, shown, settings, local.Runner(runner))
     if ended is not None:
         ended(result)
     if json:

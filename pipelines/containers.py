@@ -34,6 +34,7 @@ from pipelines.ray_head import OWNER_LABEL, RUN_LABEL, TRAIN, give, labelled, us
 
 if TYPE_CHECKING:
     import docker
+    from docker.models.images import Image
 
     from pipelines.summary import RunResult
 
@@ -82,7 +83,8 @@ def site(settings: Settings, recipe: Recipe, tell: Callable[[str], None]) -> Ite
     grounds.check()
     with contextlib.ExitStack() as stack:
         client = stack.enter_context(_client())
-        check({name: _labels(client, name) for name in (LAUNCHER, TRAIN)}, code.everything())
+        images = {name: _image(client, name) for name in (LAUNCHER, TRAIN)}
+        check({name: dict(image.labels) if image else None for name, image in images.items()}, code.everything())
         _sweep(client)
         wanted = DataSlice.model_validate(recipes.slices(recipe)["data"])
         _lay_data(settings, wanted, tell)
@@ -96,6 +98,7 @@ def site(settings: Settings, recipe: Recipe, tell: Callable[[str], None]) -> Ite
             "BIOVLM_LAUNCHER": "jobs",
             "BIOVLM_RAY_ADDRESS": address,
             "BIOVLM_DATA": f"file://{REGISTRY}",
+            **_by_digest(images),
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
         }
@@ -216,13 +219,19 @@ def _client() -> Iterator[docker.DockerClient]:
         client.close()
 
 
-def _labels(client: docker.DockerClient, name: str) -> dict[str, str] | None:
+def _image(client: docker.DockerClient, name: str) -> Image | None:
     import docker
 
     try:
-        return dict(client.images.get(name).labels)
+        return client.images.get(name)
     except docker.errors.ImageNotFound:
         return None
+
+
+def _by_digest(images: Mapping[str, Image | None]) -> dict[str, str]:
+    """What lineage is told of the images: each by the digest of its content, docker's id; a name may mean another image tomorrow."""
+    variables = {LAUNCHER: "BIOVLM_LAUNCHER_IMAGE", TRAIN: "BIOVLM_TRAIN_IMAGE"}
+    return {variables[name]: f"{name.partition(':')[0]}@{image.id}" for name, image in images.items() if image}
 
 
 def _mine(client: docker.DockerClient, run_id: str, step: bool = False) -> list[Any]:

@@ -21,10 +21,11 @@ from components.data.registry import Registry
 from components.platform import pools
 from components.platform.addresses import Addresses
 from components.platform.lineage import licences
+from components.platform.lineage.licences import Terms
 from components.platform.settings import Settings
 from components.platform.store import open_store
 from components.platform.tracking import Tracking
-from model.config import Recipe
+from model.config import Purpose, Recipe
 from model.errors import BiovlmError
 from model.recipe import REGISTRY_PREFIX
 from pipelines import biovlm, cluster, doctor_kubernetes, estimate, submit
@@ -34,7 +35,6 @@ from pipelines.doctor_kubernetes import Kubernetes
 
 MOST_SKEW_SECONDS = 60.0
 """A token is valid from a moment on, and S3 refuses a request that is signed five minutes off."""
-UNSTATED = ("unknown", "none", "")
 """Licences that allow nothing, because nobody wrote one down."""
 
 
@@ -150,18 +150,23 @@ def _bases(ground: Ground) -> Iterator[Finding]:
     registry, purpose = Registry(ground.settings.home), ground.recipe.promotion.purpose
     for part in ("tower", "language"):
         source = getattr(ground.recipe.model, part)
-        if source.source and source.licence.lower() in UNSTATED:
-            hint = f"name the licence under which the weights are offered in model.{part}.licence"
-            yield Finding(
-                name=part, level=Level.MISSING, found=f"its licence is {source.licence!r}, which allows nothing", hint=hint
-            )
-        elif source.source and (words := licences.against(source.licence, purpose)):
-            hint = "take other weights, or a purpose that the licence allows; the gate would refuse the version in the end"
-            yield Finding(name=part, level=Level.MISSING, found=f"{source.licence}: {words}; the purpose is {purpose}", hint=hint)
+        if source.source and (wrong := _against(part, source.licence, purpose)):
+            yield wrong
         elif source.source and source.source.startswith(REGISTRY_PREFIX):
             yield _weights(part, source.source.removeprefix(REGISTRY_PREFIX), source.licence, registry)
         else:
             yield _ok(part, f"{source.source or 'drawn from the seed'}, {source.licence}")
+
+
+def _against(name: str, licence: str, purpose: Purpose) -> Finding | None:
+    """What speaks against using something under its licence. One that nobody knows stops no training, as in preflight."""
+    if licences.terms(licence) is Terms.UNKNOWN:
+        said = f"no licence is known by the name {licence!r}: what is trained on it cannot be promoted"
+        return Finding(name=name, level=Level.WARN, found=said, hint="ask who offers it, and write the licence down")
+    if words := licences.against(licence, purpose):
+        hint = "take another, or a purpose that the licence allows; the gate would refuse the version in the end"
+        return Finding(name=name, level=Level.MISSING, found=f"{licence}: {words}; the purpose is {purpose}", hint=hint)
+    return None
 
 
 def _weights(part: str, name: str, licence: str, registry: Registry) -> Finding:
@@ -182,10 +187,8 @@ def _sets(ground: Ground) -> Iterator[Finding]:
             licence = str(registry.version(name, wanted.revision).facts.get("licence", ""))
         except BiovlmError:
             continue  # the data step asks for it on the cluster
-        if words := licences.against(licence, purpose):
-            said = f"{licence or 'no licence'}: {words}; the purpose is {purpose}"
-            hint = "take another data set, or a purpose that its licence allows; the gate would refuse the version in the end"
-            yield Finding(name=f"data {name}", level=Level.MISSING, found=said, hint=hint)
+        if wrong := _against(f"data {name}", licence, purpose):
+            yield wrong
         else:
             yield _ok(f"data {name}", licence)
 

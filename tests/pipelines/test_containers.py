@@ -30,6 +30,7 @@ from tests.pipelines import micro
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = ("preflight", "data", "train", "evaluate", "register", "promote")
+IMAGES = {"launcher": containers.LAUNCHER, "train": ray_head.TRAIN}
 OF_ITS_SERVERS = {"tracking", "receipt"}
 """What of an identity a new MLflow server decides: its own mark, and through the receipt its ids."""
 OF_ITS_OWN = {Kind.RUN, Kind.MACHINE, Kind.LOCK, Kind.LIBRARIES, Kind.SIGNATURE, Kind.EXPORT}
@@ -207,6 +208,12 @@ def lineage_of(home, result):
     return version.read(Store(home / "store"), records(home, result)["register"].key)
 
 
+def docker_id(image):
+    """What docker knows an image by."""
+    asked = ("docker", "image", "inspect", "--format", "{{.Id}}", image)
+    return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def edges_of(document):
     """Edges between what an image has not of its own, without their facts."""
     kinds = {node.id: node.kind for node in document.nodes}
@@ -262,6 +269,11 @@ class TestInContainers:
         ):
             assert one.of(kind) == other.of(kind) != (), kind
         assert [node.digest for node in one.of(Kind.STEP)] == [node.digest for node in other.of(Kind.STEP)]
+
+    def test_the_lineage_names_both_images_by_the_digest_of_their_content(self, results):
+        steps = lineage_of(*results["containers"]).of(Kind.STEP)
+        wanted = {target: f"{name.partition(':')[0]}@{docker_id(name)}" for target, name in IMAGES.items()}
+        assert [node.facts["images"] for node in steps] == [wanted] * len(steps)
 
     def test_nothing_of_a_run_is_left(self, results):
         left = subprocess.run(

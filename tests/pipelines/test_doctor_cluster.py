@@ -49,7 +49,8 @@ def test_everything_that_is_wrong_is_told_at_once_with_its_remedy(kfp, look, mon
     recipe.write_text("extends: tiny\nmodel: {tower: {licence: unknown}}\nresources: {pool: h1000, gpus_per_worker: 1}\n")
     code, found = look("--recipe", str(recipe))
     wrong = {name for name, one in found.items() if one["level"] == "missing"}
-    assert (code, wrong) == (66, {"kubeflow", "package", "tracking", "pool", "tower", "cost"})
+    assert (code, wrong) == (66, {"kubeflow", "package", "tracking", "pool", "cost"})
+    assert found["tower"]["level"] == "warn", "as in preflight: it may be trained, and is never promoted"
     assert all(one["hint"] for one in found.values() if one["level"] != "ok")
 
 

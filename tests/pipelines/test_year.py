@@ -78,3 +78,7 @@ def test_each_changed_month_trains_once_and_an_unchanged_one_starts_nothing(plac
     assert [entry.exit_code for entry in entries if entry.verdict == "run"] == [0, 0, 0]
     assert len(entries) == 12
     assert len(versions.history(settings, "micro")) == 3
+    status, out, err = command.call(place / "home", "-m", "pipelines.cli", "lineage", "show", "models:/micro/3", "--json")
+    assert status == 0, err
+    triggers = [node["facts"].get("trigger") for node in json.loads(out)["nodes"] if node["kind"] == "step"]
+    assert set(triggers) == {"policy:monthly"}
