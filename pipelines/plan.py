@@ -21,7 +21,7 @@ from components.data import step as data_step
 from components.data.registry_url import open_registry
 from components.evaluate import step as evaluate_step
 from components.platform import champion as champions
-from components.platform import code, events
+from components.platform import code, events, pools
 from components.platform.events import EventType
 from components.platform.reference import NONE, Reference
 from components.platform.settings import Settings
@@ -98,6 +98,7 @@ def plan(wanted: Recipe, settings: Settings, ask_registry: bool = True) -> list[
         MissingInputError: The tracking store does not answer.
     """
     pieces = recipe.slices(wanted)
+    gpu_memory = pools.choose(pools.load(settings.pools), wanted.resources.pool)[1].gpu_memory_gib
     walk = Walk(settings, pieces, last_records(settings, wanted.name))
     material = walk.visit("data", "data", "data", _data_identity(settings, pieces["data"]), "the data registry")
     checkpoint: Reference | None = None
@@ -106,7 +107,7 @@ def plan(wanted: Recipe, settings: Settings, ask_registry: bool = True) -> list[
         identity = _if_all(given, lambda g, s=stage: train_step.identity(TrainSlice.model_validate(pieces[s]), g))
         checkpoint = walk.visit(stage, "train", stage, identity)
         if checkpoint is None:
-            walk.add_memory(explain(TrainSlice.model_validate(pieces[stage]), material, settings.store))
+            walk.add_memory(explain(TrainSlice.model_validate(pieces[stage]), material, settings.store, gpu_memory))
     questions = EvaluateSlice.model_validate(pieces["evaluate"])
     given = {"data": material, "checkpoint": checkpoint}
     report = walk.visit("evaluate", "evaluate", "evaluate", _if_all(given, lambda g: evaluate_step.identity(questions, g)))

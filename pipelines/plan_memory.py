@@ -4,7 +4,8 @@
    brought it. Where one is not there yet, the stage decides when it starts.
 2. `explain` asks `model.training.memory`, which the stage itself asks, and says what came out.
 
-On a GPU the budget is its free memory, which only the worker knows: both ends are said.
+On a GPU the budget is its free memory, which only the worker knows: planned is with all the memory that a GPU of the pool has. Where the
+pool does not say how much that is, both ends are said.
 """
 
 from __future__ import annotations
@@ -39,17 +40,18 @@ class PlannedMemory:
     budget_bytes: int | None = None
 
 
-def explain(piece: TrainSlice, material: Reference | None, store: Path) -> PlannedMemory:
-    """The memory of a stage; `material` is the data artifact, if there is one."""
+def explain(piece: TrainSlice, material: Reference | None, store: Path, gpu_memory_gib: float) -> PlannedMemory:
+    """The memory of a stage; `material` is the data artifact, if there is one; `gpu_memory_gib` is 0 where the pool does not say it."""
     found = [config_of(source, material, store) for source in (piece.model.language, piece.model.tower)]
     language, tower = found
     if language is None or tower is None:
         return PlannedMemory(LATER)
     try:
         shapes, resources = memory.shapes_of(language, tower), piece.resources
-        if resources.gpus_per_worker:
+        if resources.gpus_per_worker and not gpu_memory_gib:
             return _on_gpu(memory.estimate(shapes, piece.model, piece.stage, resources), piece.stage.memory)
-        choice = memory.choose(shapes, piece.model, piece.stage, resources, int(resources.memory_gib * 2**30))
+        budget = gpu_memory_gib if resources.gpus_per_worker else resources.memory_gib
+        choice = memory.choose(shapes, piece.model, piece.stage, resources, int(budget * 2**30))
     except ConfigError as error:
         return PlannedMemory(f"would be refused: {error.message}; {error.hint}")
     return PlannedMemory(

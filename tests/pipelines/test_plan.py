@@ -88,8 +88,8 @@ def sized(**resources):
     return Recipe.model_validate(values)
 
 
-def memory_of(home, **resources):
-    settings = Settings.from_environment({"BIOVLM_HOME": str(home)})
+def memory_of(home, pools=None, **resources):
+    settings = Settings.from_environment({"BIOVLM_HOME": str(home)} | ({"BIOVLM_POOLS": str(pools)} if pools else {}))
     return {step.name: step.memory for step in plans.plan(sized(**resources), settings) if step.memory is not None}
 
 
@@ -110,6 +110,16 @@ def test_a_plan_says_what_would_be_refused_and_what_a_gpu_decides(tmp_path):
     gpu = memory_of(tmp_path, gpus_per_worker=1)["task"]
     assert "the GPU's free memory decides" in gpu.text
     assert gpu.recomputed is None
+
+
+def test_on_a_pool_that_names_its_gpus_memory_a_plan_says_what_fits_before_any_is_asked_for(tmp_path):
+    roomy = memory_of(tmp_path, gpus_per_worker=1, pool="l4")["task"]
+    assert (roomy.recomputed, roomy.budget_bytes) == (0, 24 * 2**30)
+    pools = tmp_path / "pools.yaml"
+    tiny = "{accelerator: nvidia.com/gpu, gpus_per_node: 1, gpu_memory_gib: 0.5, queue: q, priority: p, usd_per_gpu_hour: 1}"
+    pools.write_text(f"small: {tiny}\n")
+    refused = memory_of(tmp_path, pools, gpus_per_worker=1, pool="small")["task"]
+    assert refused.text.startswith("would be refused: ")
 
 
 def test_without_the_base_models_the_stage_decides_when_it_starts(tmp_path):
