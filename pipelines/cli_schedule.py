@@ -23,6 +23,7 @@ def apply(
     from components.platform.addresses import Addresses
     from components.platform.settings import Settings
     from model.config import Recipe
+    from model.errors import DataError
     from pipelines import cluster, estimate, schedule_server, schedules, submit
 
     addresses = Addresses.from_environment()
@@ -43,6 +44,11 @@ def apply(
             output.emit(f"{gone.name}: deleted")
     else:
         _say_extra(server, wanted)
+    if lost := [one.name for one in done if one.word == "lost"]:
+        raise DataError(
+            f"another file's schedule stays for {', '.join(lost)}",
+            f"name it in one file; `biovlm schedule diff {file}` shows what stands there, and `apply` once more replaces it",
+        )
 
 
 def diff(file: Schedules, json: Json = False) -> None:

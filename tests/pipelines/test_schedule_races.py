@@ -225,3 +225,13 @@ def test_two_files_at_once_end_with_the_one_run_of_one_of_them(kfp, write):
     assert apply_at_once([write(4), write(5)] * 4, kfp) == []
     (left,) = kfp.recurring.values()
     assert left["trigger"]["cron_schedule"]["cron"] in ("0 0 4 1 * *", "0 0 5 1 * *")
+
+
+def test_who_lost_to_another_file_is_told_by_the_exit_code_too(kfp, write, monkeypatch, capsys):
+    lost = schedule_server.Applied("monthly", "lost", "other", True, ())
+    monkeypatch.setattr(schedule_server, "apply", lambda *_: [lost])
+    path = write(4)
+    assert cli.call(["schedule", "apply", str(path)]) == 65
+    told = capsys.readouterr()
+    assert "monthly: not made: another file" in told.out
+    assert f"biovlm schedule diff {path}" in told.err
