@@ -16,13 +16,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.data.registry import Registry
-from components.platform import code, launch
+from components.platform import code, keys, launch
 from components.platform.events import Event
 from components.platform.settings import Settings
 from components.platform.store import open_store
@@ -99,6 +100,7 @@ def site(settings: Settings, recipe: Recipe, tell: Callable[[str], None]) -> Ite
             "BIOVLM_RAY_ADDRESS": address,
             "BIOVLM_DATA": f"file://{REGISTRY}",
             **_by_digest(images),
+            **_lend_keys(settings, stack),
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
         }
@@ -121,6 +123,22 @@ def _lay_data(settings: Settings, wanted: DataSlice, tell: Callable[[str], None]
     for name, entry in wanted.data.sets.items():
         registry.materialise([name], entry.revision, settings.store)
     registry.materialise(wanted.bases, "HEAD", settings.store)
+
+
+def _lend_keys(settings: Settings, stack: contextlib.ExitStack) -> dict[str, str]:
+    """Let the steps sign with this machine's key while `stack` is open: a copy that their user may read, and the keys that are trusted.
+
+    DockerRunner starts all steps alike, so each gets it; a pod has it where it signs alone. The Ray head has none of both."""
+    if not settings.signing:
+        return {}
+    own, known = settings.run_folder / "signing.pem", settings.run_folder / "trusted-keys"
+    stack.callback(own.unlink, missing_ok=True)
+    own.touch(mode=0o600)
+    own.write_bytes(keys.private(settings).read_bytes())
+    known.mkdir()
+    for name, path in keys.trusted(settings).items():
+        shutil.copyfile(path, known / f"{name}.pem")
+    return {"BIOVLM_SIGNING_KEY": str(own), "BIOVLM_TRUSTED_KEYS": str(known)}
 
 
 def bring_home(settings: Settings, result: RunResult) -> None:
