@@ -163,7 +163,7 @@ def test_a_store_that_is_gone_ends_the_run_with_70_and_quarantines_nothing(clien
 
 def test_a_store_that_is_lost_while_training_is_told_at_a_step_boundary(place, monkeypatch):
     training, _ = toy_training(place)
-    monkeypatch.setattr(place, "_client", Lost(place._client))
+    monkeypatch.setattr(place, "_client", Lost(place._client, "upload_file", "get_object", "put_object"))
     with pytest.raises(InternalError, match="fails: ServiceUnavailable"):
         train(training)
 
@@ -171,7 +171,7 @@ def test_a_store_that_is_lost_while_training_is_told_at_a_step_boundary(place, m
 def test_a_store_that_is_lost_while_a_checkpoint_is_read_condemns_none(client, place, monkeypatch):
     stopped(place, 10)
     before = keys(client, place)
-    monkeypatch.setattr(place, "_client", Lost(place._client))
+    monkeypatch.setattr(place, "_client", Lost(place._client, "get_object"))  # what is read wrong could be set aside
     training, _ = toy_training(place)
     with pytest.raises(InternalError, match="fails: ServiceUnavailable"):
         train(training)
@@ -179,20 +179,20 @@ def test_a_store_that_is_lost_while_a_checkpoint_is_read_condemns_none(client, p
 
 
 class Lost:
-    """A client that answers, but neither takes nor gives files."""
+    """A client for which some calls fail. A claim always gets through: the attempt shall begin."""
 
-    def __init__(self, client):
-        self._client = client
+    def __init__(self, client, *calls):
+        self._client, self._calls = client, calls
 
     def __getattr__(self, name):
-        return self._fail if name in ("upload_file", "get_object") else getattr(self._client, name)
+        return self._fail if name in self._calls else getattr(self._client, name)
 
     def put_object(self, **given):
-        """A claim gets through: the attempt shall begin."""
-        return self._client.put_object(**given) if "IfNoneMatch" in given else self._fail()
+        lost = "put_object" in self._calls and "IfNoneMatch" not in given
+        return self._fail() if lost else self._client.put_object(**given)
 
     def _fail(self, *_, **__):
-        raise boto3.exceptions.botocore.exceptions.ClientError({"Error": {"Code": "ServiceUnavailable"}}, "PutObject")
+        raise boto3.exceptions.botocore.exceptions.ClientError({"Error": {"Code": "ServiceUnavailable"}}, "GetObject")
 
 
 def test_a_bucket_that_is_not_there_or_not_named_is_a_letter(client):
