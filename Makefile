@@ -20,7 +20,7 @@ test: .venv/.stamp ## every test but the lanes, on all cores; TESTS="-m 'not slo
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not lane" $(TESTS)
 
 test-lanes: .venv/.stamp ## what takes minutes: a real Ray cluster, MLflow over PostgreSQL, versions made again, a year of trainings
-	$(BIN)/python -m pytest -q -n 2 --dist loadgroup -m "lane and not docker" --durations=12 tests/components tests/pipelines tests/infra
+	$(BIN)/python -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder -m "lane and not docker" --durations=12 tests/components tests/pipelines tests/infra
 
 test-docker: .venv/.stamp ## the pipeline in containers beside the same in processes; after `make images`; needs docker and PostgreSQL
 	BIOVLM_DOCKER=1 $(BIN)/python -m pytest -q -m docker --durations=8 tests/pipelines/test_containers.py tests/infra/kubernetes

@@ -11,7 +11,7 @@ FOLDER = "components/platform/ledger/"
 CONTROLS: tuple[Mutation, ...] = (
     Mutation(
         "an entry is linked, never put over another",
-        FOLDER + "places.py",
+        "components/platform/places.py",
         "os.link(aside, path)",
         "os.replace(aside, path)",
         CHAIN + "test_of_many_that_write_at_once_each_gets_its_own_number_and_one_act_is_one_entry[folder]",

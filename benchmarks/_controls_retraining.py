@@ -79,7 +79,7 @@ CONTROLS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "one look has a number",
-        "components/platform/ledger/places.py",
+        "components/platform/places.py",
         "os.link(aside, path)",
         "os.replace(aside, path)",
         RULES + "of_two_looks_at_once_one_is_written",

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from components.platform import champion
 from components.platform.ledger import registry
-from components.platform.ledger.places import Folder
 from components.platform.lineage import auditing
 from components.platform.lineage.graph import Kind
+from components.platform.places import Folder
 from components.platform.settings import Settings
 from components.platform.tracking import Tracking
 from components.platform.versions import Version

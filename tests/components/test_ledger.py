@@ -8,10 +8,11 @@ import threading
 
 import pytest
 
-from components.platform.ledger import chain, places
+from components.platform import places
+from components.platform.ledger import chain
 from components.platform.ledger.entry import Kind, render
 from components.platform.ledger.ledger import Draft, Ledger
-from components.platform.ledger.places import Folder, Prefix
+from components.platform.places import Folder, Prefix
 from model.errors import MissingInputError, RefusedError
 from model.manifest import digest_of
 from tests.forks import forked

@@ -15,7 +15,7 @@ import pytest
 from components.platform.ledger import outbox
 from components.platform.ledger.entry import Kind
 from components.platform.ledger.ledger import Draft, Ledger
-from components.platform.ledger.places import Folder
+from components.platform.places import Folder
 from model.errors import ConfigError
 from model.manifest import digest_of
 from tests.forks import forked

@@ -20,7 +20,7 @@ from pathlib import PurePosixPath
 
 from components.platform.ledger.chain import breaks, whole
 from components.platform.ledger.entry import START, Entry, Kind, iso, render
-from components.platform.ledger.places import Place
+from components.platform.places import Place
 from model.errors import BiovlmError, InternalError, RefusedError
 
 MOST_TRIES = 200

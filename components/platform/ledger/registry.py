@@ -24,8 +24,8 @@ from components.platform.ledger import chain
 from components.platform.ledger.chain import State, state
 from components.platform.ledger.entry import ALIASES, CHAMPION, Entry, Kind
 from components.platform.ledger.ledger import Draft, Ledger
-from components.platform.ledger.places import open_place
 from components.platform.peek import Registered
+from components.platform.places import open_place
 from components.platform.settings import Settings
 from components.platform.tracking import Tracking
 from model.errors import InternalError, MissingInputError

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from pydantic import ValidationError
 
-from components.platform.ledger.places import Folder, Place, Prefix
+from components.platform.places import Folder, Place, Prefix
 from components.platform.retraining.decision import Decision, Entry, Facts, Verdict
 from components.platform.settings import Settings
 from model.config.choices import Strict
