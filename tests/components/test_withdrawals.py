@@ -157,8 +157,9 @@ def test_a_withdrawal_that_was_a_mistake_is_taken_back_for_a_reason_and_can_be_m
     first, second = withdraw("first.txt", "patient P-6"), withdraw("second.txt", "record scans/r6")
     assert withdrawn(own) == [("main", "2"), ("other", "1")]
     before = Book(own, "main").entries()
-    code, _, err = command(capsys, monkeypatch, own, "--undo", first[:12])
-    assert (code, "needs a reason" in err) == (64, True)
+    for more in ((), ("--dry-run",)):
+        code, _, err = command(capsys, monkeypatch, own, "--undo", first[:12], *more)
+        assert (code, "needs a reason" in err) == (64, True)
     code, _, err = command(capsys, monkeypatch, own, "--undo", "f" * 12, "--reason", "x")
     assert (code, first[:12] in err) == (66, True)
     undo = ("--undo", first[:12], "--reason", "the wrong patient", "--by", "officer")
@@ -186,6 +187,8 @@ def test_a_withdrawal_that_was_a_mistake_is_taken_back_for_a_reason_and_can_be_m
     assert withdraw("first.txt", "patient P-6") == first
     assert withdrawn(own) == [("main", "2"), ("other", "1")]
     assert [one.kind for one in Book(own, "main").entries()] == [*["withdrawal"] * 2, *["reinstatement"] * 2, "withdrawal"]
+    late = {key: value for key, value in tags["main", "2"].items() if key != withdrawals.TAG}
+    assert reasons_against(own, late), "the marks count again, not the tag alone"
 
 
 def test_only_a_known_key_takes_a_withdrawal_back_where_a_site_has_approvers(own, capsys, monkeypatch, tmp_path):
