@@ -243,11 +243,13 @@ def test_a_launcher_of_a_rayjob_comes_from_its_command_to_the_checkpoint_and_sur
         launchers.environment = kuberay_environment(launchers, kubernetes, tmp_path)
         first = launchers.start()
         launchers.wait_for(first, "progress")
+        pod.pause()  # else it could be through before the second launcher has come up
         first.kill()
         first.wait()
 
         second = launchers.start()
         launchers.wait_for(second, "note", "of an earlier attempt is adopted")
+        pod.go_on()
         assert second.wait(SECONDS) == 0, launchers.said() + (tmp_path / "pod.log").read_text()
         (made,) = kubernetes.created
     found = reference.read(tmp_path / "out.json", launchers.settings().store)

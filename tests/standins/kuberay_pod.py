@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 
@@ -46,6 +47,13 @@ class Pod:
         with self.log.open("ab") as log:
             environment = {**os.environ, **told, **self.environment}
             return subprocess.Popen([sys.executable, *arguments], env=environment, stdout=log, stderr=log)
+
+    def pause(self):
+        """Nothing goes on in it until `go_on`, however slow the rest of the machine is."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def go_on(self):
+        self.process.send_signal(signal.SIGCONT)
 
     def end(self):
         if self.process and self.process.poll() is None:
