@@ -20,6 +20,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that hold a slow test first; the order is else as it was."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
