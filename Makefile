@@ -8,7 +8,7 @@ FOUND = $(shell for p in python3.11 python3.12 python3.13 python3.14; do $$p -c 
 PYTHON ?= $(or $(FOUND),python3)
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
 
 demo: .venv/.stamp ## the whole pipeline on made-up data, on this machine
 	$(BIN)/biovlm run
@@ -19,8 +19,8 @@ images: .venv/.stamp ## the container images, with docker; OPTIONS="launcher", O
 test: .venv/.stamp ## every test but the lanes, on all cores; TESTS="-m 'not slow'" or TESTS=tests/house for some
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not lane" $(TESTS)
 
-test-lanes: .venv/.stamp ## what takes minutes: a real Ray cluster, MLflow over PostgreSQL, versions made again, a year of trainings
-	$(BIN)/python -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder -m "lane and not docker" --durations=12 tests/components tests/pipelines tests/infra
+test-lanes: .venv/.stamp ## what takes minutes: Ray, MLflow over PostgreSQL, versions made again, a year of trainings; LANES=paths
+	$(BIN)/python -m pytest -q -m "lane and not docker" --durations=12 $(or $(LANES),tests/components tests/pipelines tests/infra)
 
 test-docker: .venv/.stamp ## the pipeline in containers beside the same in processes; after `make images`; needs docker and PostgreSQL
 	BIOVLM_DOCKER=1 $(BIN)/python -m pytest -q -m docker --durations=8 tests/pipelines/test_containers.py tests/infra/kubernetes

@@ -5,8 +5,6 @@
 2. SIGINT is heard. A shell starts what runs in its background (a CI job, `make test &`) with SIGINT ignored, children inherit that, and
    the tests of Ctrl-C would wait for nothing.
 3. Files with slow tests come first: run on several cores, the others fill the time beside them, and none waits alone at the end.
-4. Lanes stay together by file, and all that start a Ray in one group: two Rays on two cores are waited for longer than one after the
-   other (`--dist loadgroup` of `make test-lanes`).
 """
 
 from __future__ import annotations
@@ -20,11 +18,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that hold a slow test first; the order is else as it was."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
-    for item in items:
-        if item.get_closest_marker("lane"):
-            item.add_marker(pytest.mark.xdist_group("ray" if item.path.name.startswith("test_ray_") else item.path.name))

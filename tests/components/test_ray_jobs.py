@@ -233,7 +233,7 @@ def test_a_launcher_of_a_rayjob_comes_from_its_command_to_the_checkpoint_and_sur
     launchers, cluster, tmp_path, monkeypatch
 ):
     piece = json.loads((tmp_path / "piece.json").read_text())
-    piece["stage"]["epochs"] = 150
+    piece["stage"]["epochs"] = 20
     (tmp_path / "piece.json").write_text(canonical_json(piece))
     cloud = {name: os.environ[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL_S3")}
     ray = {"RAY_ADDRESS": cluster.gcs, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(cluster.token)}
@@ -242,7 +242,7 @@ def test_a_launcher_of_a_rayjob_comes_from_its_command_to_the_checkpoint_and_sur
         kubernetes.queue("biovlm-cpu", {})
         launchers.environment = kuberay_environment(launchers, kubernetes, tmp_path)
         first = launchers.start()
-        launchers.wait_for(first, "progress")
+        launchers.wait_for(first, "note", "running")
         pod.pause()  # else it could be through before the second launcher has come up
         first.kill()
         first.wait()
