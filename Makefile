@@ -23,7 +23,7 @@ test-lanes: .venv/.stamp ## what takes minutes: Ray, MLflow over PostgreSQL, ver
 	$(BIN)/python -m pytest -q -m "lane and not docker" --durations=12 $(or $(LANES),tests/components tests/pipelines tests/infra)
 
 test-docker: .venv/.stamp ## the pipeline in containers beside the same in processes; after `make images`; needs docker and PostgreSQL
-	BIOVLM_DOCKER=1 $(BIN)/python -m pytest -q -m docker --durations=8 tests/pipelines/test_containers.py tests/infra/kubernetes
+	BIOVLM_DOCKER=1 $(BIN)/python -m pytest -q -s -m docker --durations=8 tests/pipelines/test_containers.py tests/infra/kubernetes
 
 check: .venv/.stamp ## format, lint, types, who may import whom, the house's rules
 	$(BIN)/ruff format --check

@@ -4,7 +4,8 @@
 2. `site` lays the grounds (grounds.py), starts the head with a token of its own, and settles what a step is told.
 3. `step_arguments` says how KFP's DockerRunner starts a step: numeric user, read-only root, no capabilities, its own empty home in
    memory, as a pod on a fresh node has it. What a step shares with this machine is the run's folder (KFP's files, events) and the
-   data registry, read-only; everything else goes through the shared store. Values of secrets stand in no file but the token's.
+   data registry, read-only; everything else goes through the shared store. Values of secrets stand in no file but the
+   token's and, until the run ends, the signing key's, which only the steps' user may read.
 4. A stop goes to the process in the step's container. On leaving, whatever still runs of this run's containers is removed, and so
    are those of a command that was killed before it could.
 

@@ -283,6 +283,8 @@ class TestInContainers:
             check=True,
         )
         assert left.stdout == ""
+        home, _ = results["containers"]
+        assert not list(home.glob("runs/*/signing.pem")), "the key that was lent is taken back"
 
     def test_a_run_that_is_stopped_ends_with_75_and_leaves_no_container(self, homes, results):
         home, before = homes / "containers", results["containers"][1]["run_id"]
