@@ -124,8 +124,8 @@ CONTROLS: tuple[Mutation, ...] = (
     Mutation(
         "aliases are put back where the ledger has them",
         FOLDER + "registry.py",
-        "        drift = drifted(state(entries), found)\n        self.project()",
-        "        drift = drifted(state(entries), found)",
+        "moving = drifted(state(entries), _ours(facts.aliases))",
+        "moving: list[Drift] = []",
         REGISTRY + "test_a_promotion_killed_after_its_entry_is_finished_by_the_next[before the aliases]",
     ),
     Mutation(
