@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from components.platform import events
+from components.platform import events, keys
 from components.platform.events import EventType
 from components.platform.lineage import version
 from components.platform.lineage.graph import Kind
@@ -70,6 +70,18 @@ def test_no_value_of_a_variable_stands_in_what_is_written_for_the_engine():
     assert "AWS_SECRET_ACCESS_KEY" in text
     command = ray_head.head_command("run-1", "10001:0", ["AWS_SECRET_ACCESS_KEY"], Path("/run/token"))
     assert not [part for part in command if part.startswith("AWS_SECRET_ACCESS_KEY=")]
+
+
+def test_the_machines_key_is_lent_to_a_run_readable_by_its_user_alone_and_taken_back(tmp_path):
+    mine = settings(str(tmp_path))
+    mine.run_folder.mkdir(parents=True)
+    with contextlib.ExitStack() as stack:
+        lent = containers._lend_keys(mine, stack)
+        path = Path(lent["BIOVLM_SIGNING_KEY"])
+        assert (path.stat().st_mode & 0o777, keys.fingerprint_of(path)) == (0o600, keys.fingerprint_of(keys.private(mine)))
+        there = Settings.from_environment({"BIOVLM_HOME": str(tmp_path / "pod"), **lent})
+        assert list(keys.trusted(there)) == list(keys.trusted(mine)), "a step believes what another signed"
+    assert not path.exists()
 
 
 def test_the_runner_takes_every_argument_and_fills_in_the_environment(tmp_path, monkeypatch):
