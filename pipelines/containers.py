@@ -129,7 +129,7 @@ def _lay_data(settings: Settings, wanted: DataSlice, tell: Callable[[str], None]
 def _lend_keys(settings: Settings, stack: contextlib.ExitStack) -> dict[str, str]:
     """Let the steps sign with this machine's key while `stack` is open: a copy that their user may read, and the keys that are trusted.
 
-    DockerRunner starts all steps alike, so each gets it; a pod has it where it signs alone. The Ray head has none of both."""
+    DockerRunner starts all steps alike, so each gets it; a pod has it where it signs alone. The Ray head gets neither."""
     if not settings.signing:
         return {}
     own, known = settings.run_folder / "signing.pem", settings.run_folder / "trusted-keys"

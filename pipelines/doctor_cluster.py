@@ -35,7 +35,6 @@ from pipelines.doctor_kubernetes import Kubernetes
 
 MOST_SKEW_SECONDS = 60.0
 """A token is valid from a moment on, and S3 refuses a request that is signed five minutes off."""
-"""Licences that allow nothing, because nobody wrote one down."""
 
 
 @dataclass(frozen=True)
