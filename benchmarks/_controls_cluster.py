@@ -273,4 +273,25 @@ CONTROLS = (
         "_of_the_registry(result) if True else",
         "tests/pipelines/test_display.py::test_no_line_leads_to_a_server_that_ended_with_the_run",
     ),
+    Mutation(
+        "a key that is lent to a run in containers is taken back",
+        "pipelines/containers.py",
+        "    stack.callback(own.unlink, missing_ok=True)\n",
+        "",
+        "tests/pipelines/test_containers.py::test_the_machines_key_is_lent_to_a_run_readable_by_its_user_alone_and_taken_back",
+    ),
+    Mutation(
+        "a key that is lent to a run in containers is closed to others",
+        "pipelines/containers.py",
+        "own.touch(mode=0o600)",
+        "own.touch(mode=0o644)",
+        "tests/pipelines/test_containers.py::test_the_machines_key_is_lent_to_a_run_readable_by_its_user_alone_and_taken_back",
+    ),
+    Mutation(
+        "building an image removes no images of others",
+        "infra/images/build.py",
+        ', "--filter", f"label=io.biovlm.target={target}"]',
+        "]",
+        "tests/infra/test_images.py::test_tidying_touches_images_of_its_own_target_alone",
+    ),
 )

@@ -157,3 +157,11 @@ def test_the_code_of_an_image_is_known_by_the_bytes_that_keys_depend_on(root, tm
 def test_code_in_an_image_knows_its_commit(tmp_path):
     (tmp_path / code.REVISION).write_text(json.dumps({"commit": "c" * 40, "dirty": False}))
     assert code.revision(tmp_path) == {"commit": "c" * 40, "dirty": False}
+
+
+def test_tidying_touches_images_of_its_own_target_alone():
+    """Others are built beside it, and a person's machine has images of other projects."""
+    command = build.tidy_command("docker", "train")
+    filters = [word for word, before in zip(command[1:], command, strict=False) if before == "--filter"]
+    assert filters == ["dangling=true", "label=io.biovlm.target=train"]
+    assert 'io.biovlm.target="${TARGET}"' in build.CONTAINERFILE.read_text()
