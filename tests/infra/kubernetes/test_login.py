@@ -7,16 +7,12 @@ replaces by SQLite.
 
 from __future__ import annotations
 
-import base64
 import importlib.util
-import json
 import os
 import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -25,11 +21,10 @@ from components.platform.settings import Settings
 from components.platform.tracking import Tracking
 from components.preflight import step as preflight
 from model.errors import RefusedError
-from tests.manifests import ROOT, find, rendered
+from tests.manifests import find, rendered
 from tests.pipelines import micro
+from tests.tracking_pod import ADMIN, PASSWORD, SEARCH, SETTINGS, ask, until_it_answers
 
-SETTINGS = ROOT / "infra" / "kubernetes" / "base" / "tracking" / "basic_auth.ini"
-PASSWORD = "only for this test"
 pytestmark = [
     pytest.mark.lane,
     pytest.mark.skipif(
@@ -75,20 +70,9 @@ def start(folder: Path, port: int, **login: str) -> subprocess.Popen:
         return subprocess.Popen(command(folder, port), env=env, cwd=folder, stdout=log, stderr=log, start_new_session=True)
 
 
-def ask(port, path, body=None, password=None, host="mlflow:5000"):
+def status(port, path, body=None, password="", host="mlflow:5000"):
     """The status of one request."""
-    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", method="GET" if body is None else "POST")
-    request.add_header("Host", host)
-    if body is not None:
-        request.data = json.dumps(body).encode()
-        request.add_header("Content-Type", "application/json")
-    if password:
-        request.add_header("Authorization", "Basic " + base64.b64encode(f"admin:{password}".encode()).decode())
-    try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return answer.status
-    except urllib.error.HTTPError as error:
-        return error.code
+    return ask(f"http://127.0.0.1:{port}", path, body, password, host)[0]
 
 
 @pytest.fixture(scope="module")
@@ -97,17 +81,9 @@ def port(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         number = free.getsockname()[1]
-    server = start(folder, number, MLFLOW_AUTH_ADMIN_USERNAME="admin", MLFLOW_AUTH_ADMIN_PASSWORD=PASSWORD)
-    deadline = time.monotonic() + 300
+    server = start(folder, number, MLFLOW_AUTH_ADMIN_USERNAME=ADMIN, MLFLOW_AUTH_ADMIN_PASSWORD=PASSWORD)
     try:
-        while True:
-            try:
-                assert ask(number, "/health") == 200
-                break
-            except urllib.error.URLError:
-                assert server.poll() is None, (folder / "log").read_text()[-2000:]
-                assert time.monotonic() < deadline, "MLflow did not answer in five minutes"
-                time.sleep(0.5)
+        until_it_answers(f"http://127.0.0.1:{number}", server, folder / "log")
         yield number
     finally:
         os.killpg(server.pid, 15)
@@ -118,17 +94,17 @@ CREATE = "/api/2.0/mlflow/experiments/create"
 
 
 def test_who_gives_no_name_may_neither_write_nor_read(port):
-    assert ask(port, CREATE, {"name": "anonymous"}) == 401
-    for path in ("/", "/metrics", "/api/2.0/mlflow-artifacts/artifacts", "/api/2.0/mlflow/experiments/search?max_results=1"):
-        assert ask(port, path) == 401, path
+    assert status(port, CREATE, {"name": "anonymous"}) == 401
+    for path in ("/", "/metrics", "/api/2.0/mlflow-artifacts/artifacts", SEARCH):
+        assert status(port, path) == 401, path
 
 
 def test_the_password_of_old_defaults_opens_nothing(port):
-    assert ask(port, CREATE, {"name": "default"}, "password1234") == 401
+    assert status(port, CREATE, {"name": "default"}, "password1234") == 401
 
 
 def test_the_administrator_may_write(port):
-    assert ask(port, CREATE, {"name": "known"}, PASSWORD) == 200
+    assert status(port, CREATE, {"name": "known"}, PASSWORD) == 200
 
 
 @pytest.fixture
@@ -153,7 +129,7 @@ STEPS = ("steps", "as long as MLflow wants it")
 
 
 def test_what_a_login_may_not_write_is_told_before_a_run_with_the_remedy(port, login, tmp_path):
-    assert ask(port, USER, {"username": STEPS[0], "password": STEPS[1]}, PASSWORD) == 200
+    assert status(port, USER, {"username": STEPS[0], "password": STEPS[1]}, PASSWORD) == 200
     admin = login("admin", PASSWORD, "of the admin")
     admin.client.create_registered_model("of-the-admin")
     mine = login(*STEPS)
@@ -181,7 +157,7 @@ def test_preflight_ends_a_run_whose_version_nobody_could_register(login, tmp_pat
 
 
 def test_a_request_for_another_host_is_refused(port):
-    assert ask(port, "/api/2.0/mlflow/experiments/search?max_results=1", password=PASSWORD, host="evil.example.org") == 403
+    assert status(port, SEARCH, password=PASSWORD, host="evil.example.org") == 403
 
 
 def test_without_an_administrator_the_server_does_not_start(tmp_path):

@@ -5,20 +5,17 @@ Not shown: the bucket, which no request here touches, and the network policies.
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import shutil
 import subprocess
-import time
-import urllib.error
-import urllib.request
 
 import pytest
 
 from pipelines.grounds import free_port
 from tests import postgres
-from tests.manifests import ROOT, find, rendered
+from tests.manifests import find, rendered
+from tests.tracking_pod import ADMIN, PASSWORD, SEARCH, SETTINGS, ask, until_it_answers
 
 pytestmark = [
     pytest.mark.docker,
@@ -27,12 +24,10 @@ pytestmark = [
     pytest.mark.skipif(os.environ.get("BIOVLM_DOCKER") != "1", reason="the docker lane runs this: make test-docker"),
 ]
 IMAGE = "biovlm-mlflow:latest"
-SETTINGS = ROOT / "infra" / "kubernetes" / "base" / "tracking" / "basic_auth.ini"
 CONFINED = (
     *("--rm", "--init", "--network", "host", "--user", "10001:10001"),
     *("--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"),
 )
-PASSWORD = "only for this test"
 
 
 def containers(kind):
@@ -50,18 +45,6 @@ def docker(folder, command, name, **values):
         ("docker", "run", *CONFINED, "--name", name, "--tmpfs", "/tmp:mode=1777", *told, IMAGE, *command),
         {**os.environ, **known},
     )
-
-
-def ask(address, user="", host="mlflow:5000"):
-    """Status and body of a search for experiments."""
-    request = urllib.request.Request(f"{address}/api/2.0/mlflow/experiments/search?max_results=1", headers={"Host": host})
-    if user:
-        request.add_header("Authorization", "Basic " + base64.b64encode(f"{user}:{PASSWORD}".encode()).decode())
-    try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return answer.status, json.load(answer)
-    except urllib.error.HTTPError as error:
-        return error.code, {}
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +69,7 @@ def address(server, tmp_path_factory):
     port, log = free_port(), tmp_path_factory.mktemp("pod") / "log"
     here = {"--host=0.0.0.0": "--host=127.0.0.1", "--port=5000": f"--port={port}"}
     command = [here.get(word, word) for word in containers("containers")[0]["command"]]
-    login = {"MLFLOW_AUTH_ADMIN_USERNAME": "admin", "MLFLOW_AUTH_ADMIN_PASSWORD": PASSWORD}
+    login = {"MLFLOW_AUTH_ADMIN_USERNAME": ADMIN, "MLFLOW_AUTH_ADMIN_PASSWORD": PASSWORD}
     more = {
         "MLFLOW_AUTH_CONFIG_PATH": "/etc/mlflow/basic_auth.ini",
         "MLFLOW_FLASK_SERVER_SECRET_KEY": PASSWORD,
@@ -95,16 +78,9 @@ def address(server, tmp_path_factory):
     command, env = docker(server.home, command, "biovlm-test-mlflow", **login, **more)
     with log.open("w") as out:
         process = subprocess.Popen(command, env=env, stdout=out, stderr=out)
-    found, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 300
+    found = f"http://127.0.0.1:{port}"
     try:
-        while True:
-            try:
-                ask(found)
-                break
-            except OSError:
-                assert process.poll() is None, log.read_text()[-2000:]
-                assert time.monotonic() < deadline, log.read_text()[-2000:]
-                time.sleep(0.5)
+        until_it_answers(found, process, log)
         yield found
     finally:
         subprocess.run(("docker", "stop", "--time", "20", "biovlm-test-mlflow"), capture_output=True, check=False)
@@ -112,13 +88,13 @@ def address(server, tmp_path_factory):
 
 
 def test_the_pod_makes_its_tables_and_answers_whom_it_knows(server, address):
-    assert ask(address)[0] == 401
-    status, body = ask(address, "admin")
-    assert (status, body["experiments"][0]["artifact_location"]) == (200, "mlflow-artifacts:/0")
+    assert ask(address, SEARCH)[0] == 401
+    status, body = ask(address, SEARCH, password=PASSWORD)
+    assert (status, json.loads(body)["experiments"][0]["artifact_location"]) == (200, "mlflow-artifacts:/0")
     assert server.ask("SELECT name FROM experiments") == ["Default"]
-    assert server.ask("SELECT username FROM users", database="mlflow_auth") == ["admin"]
+    assert server.ask("SELECT username FROM users", database="mlflow_auth") == [ADMIN]
 
 
 def test_the_pod_answers_by_the_services_names_alone(address):
-    assert ask(address, "admin", "mlflow.biovlm-tracking.svc:5000")[0] == 200
-    assert ask(address, "admin", "evil.example.org")[0] == 403
+    assert ask(address, SEARCH, password=PASSWORD, host="mlflow.biovlm-tracking.svc:5000")[0] == 200
+    assert ask(address, SEARCH, password=PASSWORD, host="evil.example.org")[0] == 403
