@@ -148,14 +148,14 @@ CONTROLS = (
     ),
     Mutation(
         "layers with dropout are not merged",
-        "model/architecture/fused.py",
-        "        and isinstance(layer.lora_dropout[ADAPTER], nn.Identity)\n",
+        "model/architecture/lora_products.py",
+        " or not isinstance(layer.lora_dropout[ADAPTER], nn.Identity)",
         "",
         f"{FUSED}layers_that_would_not_be_the_same_are_left_alone[dropout]",
     ),
     Mutation(
         "an update is not merged into bfloat16",
-        "model/architecture/fused.py",
+        "model/architecture/lora_products.py",
         "        and base.weight.dtype is torch.float32\n",
         "",
         f"{FUSED}layers_that_would_not_be_the_same_are_left_alone[bfloat16]",

@@ -31,7 +31,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 
-from model.architecture.fused import rotated
+from model.architecture.heads import rotated
 from model.architecture.packed import Layout, branch_mask
 from model.batch import Batch, Document
 

@@ -14,7 +14,7 @@ were measured slower (benchmarks/LOG.md).
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch.nn import functional
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from transformers import AttentionInterface, PreTrainedModel
 
+from model.architecture.heads import Piece
 from model.batch import Batch, Document
 from model.errors import ConfigError
 
@@ -99,23 +100,34 @@ def attend(
     if layout.blocks is not None:
         found = _flex()(query, key, value, block_mask=layout.blocks, scale=scaling, enable_gqa=True)
         return found.transpose(1, 2).contiguous(), None
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
-    each = functools.partial(functional.scaled_dot_product_attention, dropout_p=dropout, scale=scaling)
-    pieces: list[torch.Tensor] = []
     lengths = [document.end - document.start for document in layout.documents]
     # Cut where tokens are outermost, as projections wrote them and as gradients come back: every piece is one stretch of memory.
     cuts = ([piece.transpose(1, 2) for piece in part.transpose(1, 2).split(lengths, dim=1)] for part in (query, key, value))
-    split = zip(*cuts, strict=True)
-    for document, mask, (asking, seen, told) in zip(layout.documents, layout.masks, split, strict=True):
+    return attend_each(layout, list(zip(*cuts, strict=True)), dropout, scaling), None
+
+
+def attend_each(layout: Layout, pieces: Sequence[Piece], dropout: float, scaling: float | None) -> torch.Tensor:
+    """(1, T, heads, d) of documents on a CPU, each by itself.
+
+    Args:
+        layout: With `documents`.
+        pieces: Of each document; heads of keys and values may be fewer.
+        dropout: Share of attention that is dropped.
+        scaling: Of the scores; None for one over the root of d.
+    """
+    found: list[torch.Tensor] = []
+    each = functools.partial(functional.scaled_dot_product_attention, dropout_p=dropout, scale=scaling)
+    for document, mask, (asking, seen, told) in zip(layout.documents, layout.masks, pieces, strict=True):
+        groups = asking.shape[1] // seen.shape[1]
+        if groups > 1:
+            seen, told = (part.repeat_interleave(groups, dim=1) for part in (seen, told))
         if mask is None:
-            pieces.append(each(asking, seen, told, is_causal=True))
+            found.append(each(asking, seen, told, is_causal=True))
             continue
         trunk, branches = asking.split((document.trunk, mask.shape[0]), dim=2)
-        pieces.append(each(trunk, seen[:, :, : document.trunk], told[:, :, : document.trunk], is_causal=True))
-        pieces.append(each(branches, seen, told, attn_mask=mask))
-    return torch.cat([piece.transpose(1, 2) for piece in pieces], dim=1), None
+        found.append(each(trunk, seen[:, :, : document.trunk], told[:, :, : document.trunk], is_causal=True))
+        found.append(each(branches, seen, told, attn_mask=mask))
+    return torch.cat([piece.transpose(1, 2) for piece in found], dim=1)
 
 
 def allowed(documents: tuple[Document, ...], length: int) -> tuple[torch.Tensor, torch.Tensor]:

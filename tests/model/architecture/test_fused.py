@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import Linear as LoraLinear
 from torch import nn
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from model.architecture import adapters, fused
+from model.architecture import adapters, fused, heads, packed
 from model.architecture.assembly import Assistant, build
+from model.architecture.heads import by_document, pair_order
 from model.config import Lora
-from tests.model.architecture.test_last_block import FAMILIES, language
+from tests.model.architecture.test_last_block import DOCUMENTS, FAMILIES, language
 from tests.model.tiny_bases import model_settings
 
 CLOSE = 1e-5
@@ -62,25 +66,56 @@ def test_rotary_positions_are_those_of_transformers_to_the_bit() -> None:
     cos, sin = angles.cos(), angles.sin()
     states = x.transpose(1, 2)
     expected, _ = apply_rotary_pos_emb(states, states, cos, sin)
-    found = fused.rotated(x, cos, sin).transpose(1, 2)
+    found = heads.rotated(x, cos, sin).transpose(1, 2)
     assert torch.equal(found, expected)
     (one,), (two,) = (torch.autograd.grad((y * weight.transpose(1, 2)).sum(), [x]) for y in (found, expected))
     torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-6)  # autograd adds the two halves in another order
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_whole_models_with_the_attention_of_ours_say_the_same(family: str) -> None:
-    model = language(family).train()
-    inputs = torch.randn(2, 9, model.config.hidden_size, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    mask = torch.ones(2, 9, dtype=torch.int64)
-    mask[0, 6:] = 0
+def test_pieces_of_a_document_score_as_transformers_has_them() -> None:
+    """Products of queries and keys, and their gradients, are what attention sees; the order within a head is ours."""
+    draw, lengths, heads, head = torch.Generator().manual_seed(0), [4, 3], (4, 2), 8
+    asking, keys = (torch.randn(7, count * head, generator=draw, requires_grad=True) for count in heads)
+    values = torch.randn(7, heads[1] * head, generator=draw, requires_grad=True)
+    angles = torch.randn(7, head // 2, generator=draw).repeat(1, 2)
+    cos, sin = angles.cos(), angles.sin()
+    shown = [part[:, pair_order(part.shape[1], head)] for part in (asking, keys)]
+    pieces = by_document(*shown, values, cos, sin, lengths)
+    split = [part.view(1, 7, -1, head).transpose(1, 2) for part in (asking, keys)]
+    turned = [part.split(lengths, dim=2) for part in apply_rotary_pos_emb(*split, cos[None], sin[None])]
+    told = values.view(1, 7, -1, head).transpose(1, 2).split(lengths, dim=2)
+    assert [tuple(query.shape) for query, _, _ in pieces] == [(1, 4, 4, 8), (1, 4, 3, 8)]
+    found = torch.cat([(q[:, ::2] @ k.mT @ v).flatten() for q, k, v in pieces])
+    expected = torch.cat([(q[:, ::2] @ k.mT @ v).flatten() for q, k, v in zip(*turned, told, strict=True)])
+    torch.testing.assert_close(found, expected, rtol=CLOSE, atol=CLOSE)
+    gradients = [torch.autograd.grad(y.pow(2).sum(), [asking, keys, values]) for y in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=CLOSE, atol=CLOSE)
 
-    def both() -> tuple[torch.Tensor, torch.Tensor]:
-        states = model(inputs_embeds=inputs, attention_mask=mask, use_cache=False).last_hidden_state
-        return states, torch.autograd.grad(states.pow(3).sum(), [inputs])[0]
+
+@pytest.mark.parametrize("given", ["padded", "packed", "masked"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_whole_models_with_the_layers_of_ours_say_the_same(family: str, given: str) -> None:
+    """Fewer heads of keys than of queries, biases in Qwen2, an adapter on some layers alone, branches in a packed row."""
+    model = language(family).requires_grad_(False)
+    inject_adapter_in_model(
+        LoraConfig(r=2, target_modules=["q_proj", "v_proj", "up_proj", "o_proj"], init_lora_weights=False), model
+    )
+    learned = [weight for weight in model.parameters() if weight.requires_grad]
+    inputs = torch.randn(2, 30, model.config.hidden_size, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    more: dict[str, Any] = {}
+    if given == "masked":
+        more["attention_mask"] = (torch.arange(30) < torch.tensor([[30], [20]])).long()
+    if given == "packed":
+        packed.install(model, context_tokens=64)
+        inputs = inputs[:1].detach().requires_grad_()
+        more = {"layout": packed.Layout(DOCUMENTS, tuple(map(packed.branch_mask, DOCUMENTS)))}
+
+    def both() -> tuple[torch.Tensor, ...]:
+        states = model(inputs_embeds=inputs, use_cache=False, **more).last_hidden_state
+        return states, *torch.autograd.grad(states.pow(3).sum(), [inputs, *learned])
 
     plain = both()
-    fused.install(model)
+    assert fused.install(model) == 8  # four layers with an adapter in each of two blocks
     for fast, usual in zip(both(), plain, strict=True):
         assert (fast - usual).abs().max() <= CLOSE * usual.abs().max()
 
@@ -95,7 +130,7 @@ def test_a_merge_after_training_is_the_usual_one(bases: dict[str, Path], tmp_pat
     plain, fast = (adapters.merge(each, None) for each in (with_adapter(bases), _installed(with_adapter(bases))))
     for (name, one), two in zip(plain.model.named_parameters(), fast.model.parameters(), strict=True):
         assert torch.equal(one, two), name
-    assert not any(isinstance(layer, fused.LoraLinear) for layer in fast.model.modules())
+    assert not any(isinstance(layer, LoraLinear) for layer in fast.model.modules())
 
 
 def _installed(assistant: Assistant) -> Assistant:
