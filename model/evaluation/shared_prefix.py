@@ -30,7 +30,9 @@ from model.evaluation.question import Question
 from model.evaluation.rows import NOBODY, Rows
 
 BRANCHES = 8
-"""Questions in a row: more share the reading of the prefix, and each looks over the others' slots in vain."""
+"""Most questions in a row: more share the reading of the prefix, and each looks over the others' slots in vain."""
+ROW_TOKENS = 64
+"""What one more row costs, in tokens to compute: its copy of the prefix is written once and read for every new token (measured)."""
 PREFIX_TOKENS = 8192
 """Tokens of prefixes in one pass."""
 
@@ -63,7 +65,7 @@ class SharedPrefix:
             DivergedError: The likeliest logit is not a finite number.
         """
         self._read_prefixes(questions, features)
-        rows, places = _rows(questions)
+        rows, places = rows_of(questions)
         state = self._state([questions[row[0]] for row in rows])
         logits = self._ask(state, [[questions[index].rest for index in row] for row in rows])
         branches = _Branches.of(questions, rows, places, state.device)
@@ -187,15 +189,25 @@ class _Branches:
         return torch.arange(len(self.row), device=self.row.device) - starts[self.row], int(counts.max())
 
 
-def _rows(questions: Sequence[Question]) -> tuple[list[list[int]], list[tuple[int, int]]]:
-    """Questions by row, and row and branch of each question: as few rows as possible, of one prefix each, evenly filled."""
+def rows_of(questions: Sequence[Question]) -> tuple[list[list[int]], list[tuple[int, int]]]:
+    """Questions by row, and row and branch of each question: rows of one prefix each, evenly filled.
+
+    All rows of a pass are as wide as the widest: one image with many questions beside others with one would have every other row
+    filled with nothing. So of all limits for the questions of a row the one is taken with which the pass is cheapest.
+    """
     of_prefix: dict[Any, list[int]] = {}
     for index, question in enumerate(questions):
         of_prefix.setdefault((question.images, question.prefix), []).append(index)
-    rows = []
-    for indices in of_prefix.values():
-        count = -(-len(indices) // BRANCHES)
-        rows += [indices[number::count] for number in range(count)]
+
+    def divided(most: int) -> list[list[int]]:
+        counts = [(indices, -(-len(indices) // most)) for indices in of_prefix.values()]
+        return [indices[number::count] for indices, count in counts for number in range(count)]
+
+    def cost(rows: Sequence[Sequence[int]]) -> int:
+        widest = max(sum(len(questions[index].rest) for index in row) for row in rows)
+        return len(rows) * (widest + ROW_TOKENS)
+
+    rows = min((divided(most) for most in range(BRANCHES, 0, -1)), key=cost)
     places = [(0, 0)] * len(questions)
     for row, indices in enumerate(rows):
         for branch, index in enumerate(indices):

@@ -20,7 +20,7 @@ from model.errors import ConfigError, DataError, DivergedError
 from model.evaluation import generate
 from model.evaluation.generate import Features, Prediction, answer_all, blinded, mean_image
 from model.evaluation.question import Question, batches
-from model.evaluation.shared_prefix import SharedPrefix
+from model.evaluation.shared_prefix import BRANCHES, SharedPrefix, rows_of
 from tests.model.tiny_bases import IMAGE_TOKENS, WIDTH, model_settings
 
 LONGEST = 6
@@ -111,6 +111,25 @@ def test_answers_are_those_of_the_plain_generate_of_transformers(
     monkeypatch.setattr(generate, "_prediction", kept)
     answers = answer_all(assistant, some, features, batch_size, 40)
     assert [answer.text for answer in answers] == [str(ids) for ids in plain]
+
+
+def asked(counts: Sequence[int]) -> list[Question]:
+    """So many questions of 18 tokens about each image."""
+    return [Question((str(image),), (1,), (2,) * 16 + (image, at)) for image, count in enumerate(counts) for at in range(count)]
+
+
+def test_one_image_with_many_questions_does_not_widen_the_rows_of_all() -> None:
+    few = asked([1] * 11 + [8])
+    rows, places = rows_of(few)
+    computed = len(rows) * max(18 * len(row) for row in rows)
+    assert computed <= 2 * 18 * len(few)  # in twelve rows of eight questions it would be five times as many
+    assert [rows[row][branch] for row, branch in places] == list(range(len(few)))
+    assert all(len({few[index].images for index in row}) == 1 for row in rows)
+
+
+def test_where_every_image_has_many_questions_rows_are_full() -> None:
+    rows, _ = rows_of(asked([2 * BRANCHES] * 3))
+    assert [len(row) for row in rows] == [BRANCHES] * 6
 
 
 @pytest.mark.parametrize("kind", ["mistral", "qwen2"])
