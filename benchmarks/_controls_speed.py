@@ -161,6 +161,13 @@ CONTROLS = (
         f"{FUSED}layers_that_would_not_be_the_same_are_left_alone[bfloat16]",
     ),
     Mutation(
+        "cheaper attention obeys a mask",
+        "model/architecture/fused.py",
+        "    if attention_mask is not None or past_key_values is not None:\n",
+        "    if past_key_values is not None:\n",
+        f"{FUSED}whole_models_with_the_layers_of_ours_say_the_same[llama-masked]",
+    ),
+    Mutation(
         "a cached feature's bytes are compared with its checksum",
         "model/architecture/feature_cache.py",
         "                checksum = zlib.crc32(content[HEADER_BYTES:], zlib.crc32(expected))\n",

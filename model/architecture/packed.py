@@ -2,10 +2,10 @@
 
 1. `install` makes the language model's blocks call `attend`, and refuses a model whose own attention is not plainly causal.
 2. `layout_of` turns the documents of a batch into what the device's kernel wants, once for all blocks.
-3. `attend` computes it. On a CPU each document goes to torch's fused kernel alone: a trunk with its causal kernel, the branches of a
-   document together with a boolean mask over their trunk and themselves. No product between documents is ever computed. On a GPU
-   FlexAttention does the same in one kernel from a block mask. On another device packing is refused: a dense mask would be quietly
-   slow and large.
+3. `attend` computes it. On a CPU (`attend_each`) each document goes to torch's fused kernel alone: a trunk with its causal kernel, the
+   branches of a document together with a boolean mask over their trunk and themselves. No product between documents is ever computed.
+   On a GPU FlexAttention does the same in one kernel from a block mask. On another device packing is refused: a dense mask would be
+   quietly slow and large.
 
 Branches of one document do meet in the CPU's masked kernel: their products are computed and masked. Calls for single branches
 were measured slower (benchmarks/LOG.md).
