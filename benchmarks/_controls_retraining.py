@@ -147,4 +147,11 @@ CONTROLS: tuple[Mutation, ...] = (
         "    if False:",
         ANCESTRY + "equal_bytes_are_said_so_and_others_only_pass_on_another_kind_of_machine_and_within_the_tolerance",
     ),
+    Mutation(
+        "a reproduction that is killed takes its run with it",
+        "pipelines/reproduce.py",
+        "    command = (*bound(signal.SIGTERM), sys.executable,",
+        "    command = (sys.executable,",
+        "tests/pipelines/test_children.py::test_a_reproduction_that_is_killed_leaves_no_run_behind",
+    ),
 )

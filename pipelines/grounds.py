@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model.errors import InternalError, MissingInputError
+from pipelines.children import bound
 
 HOST = "127.0.0.1"
 BUCKET = "biovlm"
@@ -131,7 +132,7 @@ def running(service: Service, logs: Path) -> Iterator[Callable[[], None]]:
 
 def _bound(service: Service) -> tuple[str, ...]:
     """What makes a program end with this process and, where asked, run as another user."""
-    end = ("setpriv", "--pdeathsig", service.end_with.name.removeprefix("SIG"))
+    end = bound(service.end_with)
     if service.user is None:
         return end
     return (*end, "--reuid", service.user, "--regid", service.user, "--clear-groups")

@@ -3,7 +3,8 @@
 1. `gather` reads the records behind the version: recipe, revisions of data sets and base models, digests of the code, libraries.
 2. `rebuild` lays all of it into a folder of its own: the data registry as it stood, verified copies of data and base models, and the code
    of that time where this one is another. What is missing is named, all of it, before anything runs.
-3. `run` starts `biovlm run` there, in a process of its own with an empty store: nothing that exists can be reused.
+3. `run` starts `biovlm run` there, in a process of its own with an empty store: nothing that exists can be reused. It is asked to end
+   when this process is gone.
 4. `compare` looks at each artifact: to the bit, else how far apart.
 
 On the same kind of machine (libraries, processor, threads, workers) all must be equal to the bit; elsewhere the key figures must agree
@@ -17,6 +18,7 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -35,6 +37,7 @@ from components.platform.store import StepRecord, Store, open_store
 from model import manifest
 from model.config import STAGE_NAMES
 from model.errors import BiovlmError, MissingInputError, RefusedError, kind_of
+from pipelines.children import bound
 
 COMPARED = ("data", *STAGE_NAMES, "evaluate")
 """Steps whose artifacts are compared."""
@@ -265,7 +268,7 @@ def run(rebuilt: Rebuilt) -> dict[str, Any]:
     """Run the recipe where everything was laid; what `biovlm run --json` says. The run's own error, if it fails."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(NOT_PASSED_ON)}
     own = {"BIOVLM_HOME": str(rebuilt.home), "BIOVLM_DATA": rebuilt.registry.as_uri(), "PYTHONPATH": str(rebuilt.code)}
-    command = (sys.executable, "-m", "pipelines.cli", "run", "--recipe", str(rebuilt.recipe), "--json")
+    command = (*bound(signal.SIGTERM), sys.executable, "-m", "pipelines.cli", "run", "--recipe", str(rebuilt.recipe), "--json")
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=rebuilt.code, env=kept | own, check=False)
     with contextlib.suppress(ValueError):  # no result was printed
         found = dict(json.loads(done.stdout))
