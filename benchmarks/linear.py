@@ -19,6 +19,7 @@ from pathlib import Path
 from model import manifest
 from model.config import Mixture, Packing, Template
 from model.data.loading import Plan, Prompter, Rules, examples, open_dataset
+from model.training import heap
 from model.training.base_language import make_tokenizer
 
 ITEMS = (10_000, 100_000, 1_000_000)
@@ -52,6 +53,7 @@ def prepare(folder: Path) -> dict[str, float]:
     learned = examples([Mixture(set="bench")], {"bench": dataset}, prompter, 2048)
     tokenised = time.process_time()
     plan = Plan(learned.metadata, Rules(4096, 4096, Packing.SHARED_IMAGE), 1, seed=0, epochs=2)
+    heap.give_back()
     planned = time.process_time()
     shown = 0
     for number in range(min(STEPS, len(plan))):

@@ -3,7 +3,6 @@
 1. Layers with LoRA are computed as `lora_products` says: those of one input together, the update within the weight.
 2. Attention reads its documents as `heads` lays them out, and computes each by itself (`packed.attend_each`), packed or padded.
 3. RMSNorm is one function with a backward pass of its own, instead of a chain of operations that each write and keep a tensor.
-4. `keep_freed_memory` stops glibc from giving every large tensor back to the system: a step asked for tens of thousands of pages anew.
 
 `install` changes how layers are computed, not what they hold: PEFT's modules keep, save and merge the weights as before. Layers with
 dropout, of another type, or shared out among workers are left as they are.
@@ -13,7 +12,6 @@ B sequences, T tokens, W width.
 
 from __future__ import annotations
 
-import ctypes
 import types
 from collections.abc import Sequence
 from typing import Any
@@ -33,9 +31,6 @@ from model.batch import Document
 NORMS = (LlamaRMSNorm, MistralRMSNorm, Qwen2RMSNorm)
 ATTENTIONS = (LlamaAttention, MistralAttention, Qwen2Attention)
 MLPS = (LlamaMLP, MistralMLP, Qwen2MLP)
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Names of mallopt(3)."""
-KEPT_BYTES = 1 << 30
 
 
 def install(language: PreTrainedModel) -> int:
@@ -52,19 +47,6 @@ def install(language: PreTrainedModel) -> int:
         elif isinstance(layer, MLPS) and all(map(is_plain, (layer.gate_proj, layer.up_proj))):
             layer.forward = types.MethodType(_mlp_forward, layer)
     return count
-
-
-def keep_freed_memory() -> None:
-    """Let this process keep what it frees for its next tensors, up to a gigabyte a piece; without glibc nothing happens.
-
-    Peak memory stays the same (measured: 1,210 and 1,223 MiB), and so does every result.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return
-    mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
-    mallopt(M_TRIM_THRESHOLD, 2 * KEPT_BYTES - 1)
 
 
 def _lora_forward(layer: LoraLinear, x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:

@@ -12,7 +12,7 @@ from model.architecture import fused, last_block, packed
 from model.architecture.assembly import Assistant
 from model.config import Packing, Stage, Strategy, TrainSlice
 from model.errors import ConfigError
-from model.training import memory
+from model.training import heap, memory
 from model.training.optimizer import Group, Optimizer
 from model.training.ranks import Ranks
 from model.training.sharing import Replicated, Sharing
@@ -42,7 +42,7 @@ def speed_up(assistant: Assistant, piece: TrainSlice, device: torch.device) -> i
     if packs:
         packed.install(language, piece.model.context_tokens)
     if device.type == "cpu":
-        fused.keep_freed_memory()
+        heap.keep()
         last_block.install(language)
         if stage.strategy is Strategy.DDP:
             fused.install(language)

@@ -29,7 +29,7 @@ from model.data.images import MAX_PIXELS
 from model.data.loading import Prompter
 from model.errors import ConfigError
 from model.recipe import key_content
-from model.training import material
+from model.training import heap, material
 from model.training.loop import Settings, Training, train
 from model.training.objective import AnswerObjective
 from model.training.optimizer import warmup_steps
@@ -138,6 +138,7 @@ def _assemble(
     prompter = Prompter(assistant.tokenizer, stage.template or piece.model.template, piece.model.system, assistant.image_tokens)
     learned = material.tokenised(piece, prompter, sources, reporter)
     steps = material.planned(piece, learned, ranks.world_size)
+    heap.give_back()
     assistant, groups = prepare(assistant, stage, piece.seed)
     row_tokens = speed_up(assistant, piece, device)
     reporter.note(f"memory: {spare(assistant, piece, device, ranks)}")
