@@ -163,9 +163,16 @@ CONTROLS = (
     Mutation(
         "cheaper attention obeys a mask",
         "model/architecture/fused.py",
-        "    if attention_mask is not None or past_key_values is not None:\n",
-        "    if past_key_values is not None:\n",
+        "    if attention_mask is not None or past_key_values is not None or layout_is_due:\n",
+        "    if past_key_values is not None or layout_is_due:\n",
         f"{FUSED}whole_models_with_the_layers_of_ours_say_the_same[llama-masked]",
+    ),
+    Mutation(
+        "a packed model reads no batch without a layout",
+        "model/architecture/fused.py",
+        " or layout_is_due:\n",
+        ":\n",
+        f"{FUSED}a_packed_model_refuses_a_batch_without_a_layout",
     ),
     Mutation(
         "a cached feature's bytes are compared with its checksum",

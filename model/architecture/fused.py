@@ -74,8 +74,9 @@ def _attention_forward(
     layout: packed.Layout | None = None,
     **more: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """(B, T, W) to (B, T, W); with a mask or a cache, as transformers does it."""
-    if attention_mask is not None or past_key_values is not None:
+    """(B, T, W) to (B, T, W); with a mask or a cache, as transformers does it, and so without a layout that is due: `attend` refuses."""
+    layout_is_due = layer.config._attn_implementation == packed.NAME and layout is None
+    if attention_mask is not None or past_key_values is not None or layout_is_due:
         again: tuple[torch.Tensor, torch.Tensor | None] = type(layer).forward(
             layer, hidden_states, position_embeddings, attention_mask, past_key_values, layout=layout, **more
         )

@@ -11,10 +11,11 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import Linear as LoraLinear
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from model.architecture import adapters, fused, heads, packed
+from model.architecture import adapters, fused, packed
 from model.architecture.assembly import Assistant, build
-from model.architecture.heads import by_document, pair_order
+from model.architecture.heads import by_document, pair_order, rotated
 from model.config import Lora
+from model.errors import ConfigError
 from tests.model.architecture.test_last_block import DOCUMENTS, FAMILIES, language
 from tests.model.tiny_bases import model_settings
 
@@ -65,7 +66,7 @@ def test_rotary_positions_are_those_of_transformers_to_the_bit() -> None:
     cos, sin = angles.cos(), angles.sin()
     states = x.transpose(1, 2)
     expected, _ = apply_rotary_pos_emb(states, states, cos, sin)
-    found = heads.rotated(x, cos, sin).transpose(1, 2)
+    found = rotated(x, cos, sin).transpose(1, 2)
     assert torch.equal(found, expected)
     (one,), (two,) = (torch.autograd.grad((y * weight.transpose(1, 2)).sum(), [x]) for y in (found, expected))
     torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-6)  # autograd adds the two halves in another order
@@ -117,6 +118,15 @@ def test_whole_models_with_the_layers_of_ours_say_the_same(family: str, given: s
     assert fused.install(model) == 8  # four layers with an adapter in each of two blocks
     for fast, usual in zip(both(), plain, strict=True):
         assert (fast - usual).abs().max() <= CLOSE * usual.abs().max()
+
+
+def test_a_packed_model_refuses_a_batch_without_a_layout() -> None:
+    """Else documents of a row would see each other."""
+    model = language("llama").requires_grad_(False)
+    packed.install(model, context_tokens=64)
+    fused.install(model)
+    with pytest.raises(ConfigError, match="without a layout"):
+        model(inputs_embeds=torch.zeros(1, 9, model.config.hidden_size), use_cache=False)
 
 
 @pytest.mark.parametrize("case", ["dropout", "bfloat16"])
