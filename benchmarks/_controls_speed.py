@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from benchmarks._controls_crash import Mutation
 
-PACKED, HEAD, FUSED, FEATURES, CACHE = (
-    f"tests/model/architecture/test_{name}.py::test_" for name in ("packed", "head", "fused", "features", "feature_cache")
+PACKED, HEAD, FUSED, KERNEL, FEATURES, CACHE = (
+    f"tests/model/architecture/test_{name}.py::test_"
+    for name in ("packed", "head", "fused", "kernels", "features", "feature_cache")
 )
 SAMPLING, PACKING, COLLATE, EXAMPLES = (
     f"tests/model/data/test_{name}.py::test_" for name in ("sampling", "packing", "collate", "examples")
 )
 STAGE = "tests/model/training/test_packed_stage.py::test_"
-ATTENTION, COLUMNS = "model/architecture/packed.py", "model/data/examples.py"
+ATTENTION, KERNELS, COLUMNS = "model/architecture/packed.py", "model/architecture/kernels.py", "model/data/examples.py"
 CONTROLS = (
     Mutation(
         "a branch does not see its sisters",
@@ -163,16 +164,51 @@ CONTROLS = (
     Mutation(
         "cheaper attention obeys a mask",
         "model/architecture/fused.py",
-        "    if attention_mask is not None or past_key_values is not None or layout_is_due:\n",
-        "    if past_key_values is not None or layout_is_due:\n",
+        "    if attention_mask is not None or past_key_values is not None or layout_is_due or dropped:\n",
+        "    if past_key_values is not None or layout_is_due or dropped:\n",
         f"{FUSED}whole_models_with_the_layers_of_ours_say_the_same[llama-masked]",
     ),
     Mutation(
         "a packed model reads no batch without a layout",
         "model/architecture/fused.py",
-        " or layout_is_due:\n",
-        ":\n",
+        " or layout_is_due or dropped:\n",
+        " or dropped:\n",
         f"{FUSED}a_packed_model_refuses_a_batch_without_a_layout",
+    ),
+    Mutation(
+        "cheaper attention drops nothing in silence",
+        "model/architecture/fused.py",
+        " or layout_is_due or dropped:\n",
+        " or layout_is_due:\n",
+        f"{FUSED}attention_with_dropout_is_left_to_transformers",
+    ),
+    Mutation(
+        "the kernel's branches do not see each other",
+        KERNELS,
+        "    low = begin if begin < shared else max(begin, opens[start + row] - start)\n",
+        "    low = begin\n",
+        f"{KERNEL}no_gradient_passes_between_documents_and_branches",
+    ),
+    Mutation(
+        "the kernel's rows do not see what comes behind them",
+        KERNELS,
+        "    return low - begin, max(low, min(behind, row + 1)) - begin\n",
+        "    return low - begin, behind - begin\n",
+        f"{KERNEL}attention_and_its_gradients_are_those_of_the_formula[longer than two blocks of keys-shared keys]",
+    ),
+    Mutation(
+        "kernels do not hide NaN",
+        KERNELS,
+        "    x = LEAST if x < LEAST else x\n",
+        "    x = x if x > LEAST else LEAST\n",
+        f"{KERNEL}a_gate_is_right_far_from_zero_and_does_not_hide_nan",
+    ),
+    Mutation(
+        "without torch's product no kernel is used",
+        "model/architecture/fused.py",
+        "        elif not connected:\n",
+        "        elif False:\n",
+        f"{FUSED}where_torch_has_no_product_to_call_only_layers_with_an_adapter_change",
     ),
     Mutation(
         "a cached feature's bytes are compared with its checksum",

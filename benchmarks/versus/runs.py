@@ -41,6 +41,7 @@ CONTENDERS = (
     Contender("ours, shared image", "ours", packing="shared_image"),
     Contender("ours, rows, features cached", "ours", packing="rows", cached=True),
     Contender("ours, shared image, features cached", "ours", packing="shared_image", cached=True),
+    Contender("ours, no packing, features cached", "ours", cached=True),
     Contender("ours, passes of 2, features cached", "ours", passes=2, cached=True),
     Contender("ms-swift tuned", "swift"),
     Contender("ms-swift tuned, passes of 2", "swift", passes=2),

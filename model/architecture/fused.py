@@ -1,62 +1,68 @@
 """Cheaper forms of the language model's layers for training in float32 on a CPU: the same results to rounding, fewer passes over memory.
 
 1. Layers with LoRA are computed as `lora_products` says: those of one input together, the update within the weight.
-2. Attention reads its documents as `heads` lays them out, and computes each by itself (`packed.attend_each`), packed or padded.
-3. RMSNorm is one function with a backward pass of its own, instead of a chain of operations that each write and keep a tensor.
+2. Attention, SwiGLU and RMSNorm are compiled functions (`kernels`) with backward passes of their own, instead of chains of operations
+   that each write and keep a tensor. Attention computes each document by itself, packed or padded.
 
 `install` changes how layers are computed, not what they hold: PEFT's modules keep, save and merge the weights as before. Layers with
-dropout, of another type, or shared out among workers are left as they are.
+dropout, of another type, or shared out among workers are left as they are; and where torch's matrix product cannot be called from
+compiled code (`compiling.connect`: another library than that of the x86-64 wheels) all but the first.
 
-B sequences, T tokens, W width.
+B sequences, T tokens, N = B T, W width, I inner width of an MLP.
 """
 
 from __future__ import annotations
 
 import types
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from peft.tuners.lora import Linear as LoraLinear
+from torch import nn
 from transformers import Cache, PreTrainedModel
+from transformers.activations import SiLUActivation
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm
 from transformers.models.mistral.modeling_mistral import MistralAttention, MistralMLP, MistralRMSNorm
 from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention, Qwen2MLP, Qwen2RMSNorm
 
-from model.architecture import packed
-from model.architecture.heads import by_document, pair_order
+from model.architecture import kernels, packed
+from model.architecture.compiling import connect, share
+from model.architecture.heads import attended
 from model.architecture.lora_products import is_plain, several
 from model.batch import Document
 
 NORMS = (LlamaRMSNorm, MistralRMSNorm, Qwen2RMSNorm)
 ATTENTIONS = (LlamaAttention, MistralAttention, Qwen2Attention)
 MLPS = (LlamaMLP, MistralMLP, Qwen2MLP)
+GATES = (SiLUActivation, nn.SiLU)
 
 
 def install(language: PreTrainedModel) -> int:
     """Make the layers of a language model on the CPU cheaper; returns how many LoRA layers were."""
-    count = 0
+    count, connected = 0, connect()
     for layer in language.modules():
         if isinstance(layer, LoraLinear) and is_plain(layer):
             layer.forward = types.MethodType(_lora_forward, layer)
             count += 1
+        elif not connected:
+            continue
         elif isinstance(layer, NORMS) and layer.weight.dtype is torch.float32:
             layer.forward = types.MethodType(_norm_forward, layer)
         elif isinstance(layer, ATTENTIONS) and all(map(is_plain, (layer.q_proj, layer.k_proj, layer.v_proj))):
             layer.forward = types.MethodType(_attention_forward, layer)
-        elif isinstance(layer, MLPS) and all(map(is_plain, (layer.gate_proj, layer.up_proj))):
+        elif isinstance(layer, MLPS) and isinstance(layer.act_fn, GATES) and all(map(is_plain, (layer.gate_proj, layer.up_proj))):
             layer.forward = types.MethodType(_mlp_forward, layer)
     return count
 
 
 def _lora_forward(layer: LoraLinear, x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-    (y,) = several(x.flatten(0, -2), [layer], [None])
+    (y,) = several(x.flatten(0, -2), [layer])
     return y.view(*x.shape[:-1], -1)
 
 
 def _mlp_forward(layer: Any, x: torch.Tensor) -> torch.Tensor:
-    gate, up = several(x.flatten(0, -2), [layer.gate_proj, layer.up_proj], [None, None])
-    found: torch.Tensor = layer.down_proj((layer.act_fn(gate) * up).view(*x.shape[:-1], -1))
+    gate, up = several(x.flatten(0, -2), [layer.gate_proj, layer.up_proj])
+    found: torch.Tensor = layer.down_proj(_Gated.apply(gate, up).view(*x.shape[:-1], -1))
     return found
 
 
@@ -74,46 +80,59 @@ def _attention_forward(
     layout: packed.Layout | None = None,
     **more: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """(B, T, W) to (B, T, W); with a mask or a cache, as transformers does it, and so without a layout that is due: `attend` refuses."""
+    """(B, T, W) to (B, T, W); as transformers does it with a mask, a cache, dropout, or without a layout that is due: it is refused."""
+    dropped = layer.training and layer.attention_dropout > 0
     layout_is_due = layer.config._attn_implementation == packed.NAME and layout is None
-    if attention_mask is not None or past_key_values is not None or layout_is_due:
+    if attention_mask is not None or past_key_values is not None or layout_is_due or dropped:
         again: tuple[torch.Tensor, torch.Tensor | None] = type(layer).forward(
             layer, hidden_states, position_embeddings, attention_mask, past_key_values, layout=layout, **more
         )
         return again
     sequences, length = hidden_states.shape[:2]
-    if layout is None:
-        layout = packed.Layout(tuple(Document(row * length, length) for row in range(sequences)), (None,) * sequences)
+    each_row = [Document(row * length, length) for row in range(sequences)]
     cos, sin = (part.expand(sequences, -1, -1).flatten(0, 1) for part in position_embeddings)
-    lengths = [document.end - document.start for document in layout.documents]
-    asking, keys, values = _projected(layer, hidden_states.flatten(0, 1))
-    pieces = by_document(asking, keys, values, cos, sin, lengths)
-    dropout = layer.attention_dropout if layer.training else 0.0
-    found = packed.attend_each(layout, pieces, dropout, layer.scaling)
+    asking, keys, values = several(hidden_states.flatten(0, 1), [layer.q_proj, layer.k_proj, layer.v_proj])
+    found = attended(asking, keys, values, cos, sin, layout.documents if layout else each_row, layer.scaling)
     return layer.o_proj(found.view(sequences, length, -1)), None
 
 
-def _projected(layer: Any, x: torch.Tensor) -> Sequence[torch.Tensor]:
-    """Queries and keys in pairs, and values."""
-    projections, head = (layer.q_proj, layer.k_proj, layer.v_proj), layer.head_dim
-    orders = (pair_order(projections[0].out_features, head), pair_order(projections[1].out_features, head), None)
-    return several(x, projections, orders)
+class _Gated(torch.autograd.Function):
+    """SwiGLU (Shazeer 2020) of (N, I) gates and ups; nothing is kept but those."""
+
+    @staticmethod
+    def forward(ctx: Any, gates: torch.Tensor, ups: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(gates, ups)
+        found = torch.empty_like(gates)
+        arrays = [each.numpy() for each in (gates.detach(), ups.detach(), found)]
+        share(len(gates), lambda first, last: kernels.gate(first, last, *arrays))
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        gates, ups = ctx.saved_tensors
+        back = torch.empty_like(gates), torch.empty_like(ups)
+        arrays = [each.numpy() for each in (gates, ups, grad.contiguous(), *back)]
+        share(len(gates), lambda first, last: kernels.gate_back(first, last, *arrays))
+        return back
 
 
 class _Norm(torch.autograd.Function):
-    """Root mean square norm (Zhang and Sennrich 2019): w x / sqrt(mean(x^2) + e)."""
+    """RMSNorm (Zhang and Sennrich 2019): w x / sqrt(mean(x^2) + e)."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
-        inverse = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
-        ctx.save_for_backward(x, weight, inverse)
-        return (x * inverse).mul_(weight)
+        rows = x.contiguous().view(-1, x.shape[-1])
+        found, inverses = torch.empty_like(rows), rows.new_empty(len(rows))
+        ctx.save_for_backward(rows, weight, inverses)
+        arrays = [each.detach().numpy() for each in (rows, weight, found, inverses)]
+        share(len(rows), lambda first, last: kernels.norm(first, last, kernels.F32(epsilon), *arrays))
+        return found.view(x.shape)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
-        x, weight, inverse = ctx.saved_tensors
-        normed = x * inverse
-        for_weight = (grad * normed).flatten(0, -2).sum(dim=0) if ctx.needs_input_grad[1] else None
-        scaled = grad * weight
-        along = torch.linalg.vecdot(scaled, normed)[..., None].div_(x.shape[-1])
-        return scaled.sub_(normed.mul_(along)).mul_(inverse), for_weight, None
+        rows, weight, inverses = ctx.saved_tensors
+        given, back = grad.contiguous().view(rows.shape), torch.empty_like(rows)
+        arrays = [each.detach().numpy() for each in (rows, weight, inverses, given, back)]
+        share(len(rows), lambda first, last: kernels.norm_back(first, last, *arrays))
+        for_weight = (given * rows).mul_(inverses[:, None]).sum(dim=0) if ctx.needs_input_grad[1] else None
+        return back.view(grad.shape), for_weight, None

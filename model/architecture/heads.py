@@ -1,13 +1,6 @@
-"""Queries, keys and values by document and head, with rotary positions: what a fused attention kernel reads fastest.
+"""Attention's functions on tensors: `attended` over documents, by the kernels of a CPU, and `rotated` for those who attend otherwise.
 
-1. Projections write a token's heads behind each other, so the rows of one head lie a whole width apart, which is a power of two: every
-   product over a head then meets the same few lines of the processor's cache. `by_document` puts the tokens of a head behind each
-   other, one document at a time. The kernel needs an eighth less time (benchmarks/LOG.md).
-2. Rotary positions turn on the way, so they cost one pass over memory: where a pair that turns together lies side by side, the turn is
-   one product of complex numbers. `pair_order` gives the order of a projection's rows for that; scores do not depend on the order.
-3. `rotated` turns states that lie as the projection wrote them, halves apart, to the bit as transformers does.
-
-B sequences, T tokens, N tokens of all documents, H heads of width d.
+B sequences, T tokens, N tokens of all documents, H heads of queries and G of keys and values, of width d.
 """
 
 from __future__ import annotations
@@ -18,88 +11,92 @@ from typing import Any
 
 import torch
 
-Piece = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-"""Queries, keys and values (1, H, tokens, d) of a document."""
+from model.architecture import kernels
+from model.architecture.compiling import share
+from model.batch import Document
 
 
-@functools.cache
-def pair_order(width: int, head_width: int) -> torch.Tensor:
-    """(width,) rows of a projection such that i and i + d/2 of every head come side by side."""
-    return torch.arange(width).view(-1, 2, head_width // 2).transpose(1, 2).flatten()
-
-
-def by_document(
-    asking: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, lengths: Sequence[int]
-) -> list[Piece]:
-    """Documents of (N, H d) projections.
+def attended(
+    asking: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    documents: Sequence[Document],
+    scale: float,
+) -> torch.Tensor:
+    """(N, H d) of every document by itself, every branch with its trunk.
 
     Args:
-        asking: In `pair_order`, as keys.
-        keys: Of as many heads as values.
-        values: In their own order.
-        cos: (N, d) cosines of each token's position.
+        asking: (N, H d) queries as their projection wrote them, float32 on the CPU, like all others.
+        keys: (N, G d).
+        values: (N, G d).
+        cos: (N, d) cosines of each token's position, both halves equal.
         sin: (N, d) sines.
-        lengths: Tokens of each document, summing to N.
+        documents: Behind each other, covering N.
+        scale: Of the scores.
     """
-    half = cos.shape[-1] // 2
-    turn = torch.complex(cos[:, :half], sin[:, :half])[:, None]
-    found: tuple[torch.Tensor, ...] = _ByDocument.apply(asking, keys, values, turn, tuple(lengths))
-    count = len(lengths)
-    return list(zip(found[:count], found[count : 2 * count], found[2 * count :], strict=True))
+    found: torch.Tensor = _Attended.apply(asking, keys, values, cos, sin, tuple(documents), scale)
+    return found
 
 
 def rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary positions (Su and others 2021): (B, T, H, d) states turned by (B or 1, T, d) cosines and sines."""
+    """Rotary positions (Su and others 2021): (B, T, H, d) states turned by (B or 1, T, d) cosines and sines, to transformers' bit."""
     turned: torch.Tensor = _Rotary.apply(x, cos[:, :, None], sin[:, :, None])
     return turned
 
 
-class _ByDocument(torch.autograd.Function):
-    """Queries of all documents, then keys, then values."""
+@functools.lru_cache(maxsize=4)
+def _shape(documents: tuple[Document, ...]) -> tuple[Any, Any]:
+    """`documents` and `opens` of the kernels."""
+    table = torch.tensor([(each.start, each.trunk, each.end - each.start) for each in documents])
+    opens = torch.empty(documents[-1].end, dtype=torch.int64)
+    for each in documents:
+        place = each.start + each.trunk
+        opens[each.start : place] = each.start
+        for size in each.branches:
+            opens[place : place + size] = place
+            place += size
+    return table.numpy(), opens.numpy()
+
+
+class _Attended(torch.autograd.Function):
+    """The work is divided by documents and heads of keys, so that results do not depend on how many threads do it."""
 
     @staticmethod
     def forward(
-        ctx: Any, asking: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, turn: torch.Tensor, lengths: tuple[int, ...]
-    ) -> tuple[torch.Tensor, ...]:
-        ctx.save_for_backward(turn)
-        ctx.lengths = lengths
-        width = 2 * turn.shape[-1]
-        turns = turn.split(lengths)
-        pieces = []
-        for part, turned in ((asking, True), (keys, True), (values, False)):
-            for given, by in zip(part.view(len(part), -1, width).split(lengths), turns, strict=True):
-                piece = given.new_empty(given.shape[1], len(given), width)
-                _turn(given, by if turned else None, piece.transpose(0, 1))
-                pieces.append(piece[None])
-        return tuple(pieces)
+        ctx: Any,
+        asking: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        documents: tuple[Document, ...],
+        scale: float,
+    ) -> torch.Tensor:
+        given = [each.contiguous() for each in (asking, keys, values, cos, sin)]
+        heads = asking.shape[1] // cos.shape[1]
+        found, log_totals = torch.empty_like(given[0]), asking.new_empty(heads, len(asking))
+        ctx.save_for_backward(*given, found, log_totals)
+        ctx.documents, ctx.scale = documents, scale
+        arrays = [each.detach().numpy() for each in given] + [*_shape(documents), kernels.F32(scale)]
+        results = [found.numpy(), log_totals.numpy()]
+        share(_works(documents, keys, cos), lambda first, last: kernels.attend(first, last, *arrays, *results))
+        return found
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (turn,) = ctx.saved_tensors
-        back = turn.conj_physical().split(ctx.lengths)
-        count = len(ctx.lengths)
-        found = []
-        for start, turned in ((0, True), (count, True), (2 * count, False)):
-            parts = grads[start : start + count]
-            whole = parts[0].new_empty(sum(ctx.lengths), *parts[0].shape[1::2])
-            for part, by, out in zip(parts, back, whole.split(ctx.lengths), strict=True):
-                grad = part[0].transpose(0, 1)
-                _turn(grad if grad.stride(-1) == 1 else grad.contiguous(), by if turned else None, out)
-            found.append(whole.flatten(1))
-        return *found, None, None
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        *given, found, log_totals = ctx.saved_tensors
+        back = [torch.empty_like(each) for each in given[:3]]
+        arrays = [each.numpy() for each in given] + [*_shape(ctx.documents), kernels.F32(ctx.scale)]
+        results = [each.numpy() for each in (found, log_totals, grad.contiguous(), *back)]
+        works = _works(ctx.documents, given[1], given[3])
+        share(works, lambda first, last: kernels.attend_back(first, last, *arrays, *results))
+        return *back, None, None, None, None
 
 
-def _turn(given: torch.Tensor, by: torch.Tensor | None, out: torch.Tensor) -> None:
-    """Write (tokens, H, d) into `out`, turned if asked."""
-    if by is None:
-        out.copy_(given)
-    else:
-        torch.mul(_pairs(given), by, out=_pairs(out))
-
-
-def _pairs(x: torch.Tensor) -> torch.Tensor:
-    """(..., d) as (..., d/2) complex numbers."""
-    return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+def _works(documents: Sequence[Document], keys: torch.Tensor, cos: torch.Tensor) -> int:
+    return len(documents) * keys.shape[1] // cos.shape[1]
 
 
 class _Rotary(torch.autograd.Function):

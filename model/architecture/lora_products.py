@@ -5,7 +5,6 @@
    one instead of three. In float32 this rounds like any product; in bfloat16 the update would be lost in the weight's last bits.
 2. Layers of one input (queries, keys and values; gate and up) add their gradients of it within the product, and the thin products of
    all their A's are one: with 16 columns each alone would run at half a processor's speed.
-3. A layer may be asked for its outputs in another order, as `heads` does: its rows are put in that order in the copy.
 
 N tokens, I inputs, O outputs of a layer, r its rank.
 """
@@ -13,7 +12,6 @@ N tokens, I inputs, O outputs of a layer, r its rank.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,15 +19,6 @@ from peft.tuners.lora import Linear as LoraLinear
 from torch import nn
 
 ADAPTER = "default"
-
-
-@dataclass(frozen=True)
-class Product:
-    """What a layer computes besides its tensors."""
-
-    scale: float
-    order: torch.Tensor | None = None
-    """(O,) int64: the row that each output comes from; None for their own order."""
 
 
 def is_plain(layer: nn.Module) -> bool:
@@ -47,18 +36,18 @@ def is_plain(layer: nn.Module) -> bool:
     )
 
 
-def several(x: torch.Tensor, layers: Sequence[nn.Module], orders: Sequence[torch.Tensor | None]) -> tuple[torch.Tensor, ...]:
-    """(N, O) outputs of each plain layer for (N, I) inputs, in the orders asked for."""
-    products, tensors = [], []
-    for layer, order in zip(layers, orders, strict=True):
+def several(x: torch.Tensor, layers: Sequence[nn.Module]) -> tuple[torch.Tensor, ...]:
+    """(N, O) outputs of each plain layer for (N, I) inputs."""
+    scales, tensors = [], []
+    for layer in layers:
         if isinstance(layer, LoraLinear):
-            base, scale = layer.base_layer, float(layer.scaling[ADAPTER])
+            base = layer.base_layer
+            scales.append(float(layer.scaling[ADAPTER]))
             tensors += [base.weight, base.bias, layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight]
         else:
-            scale = 0.0
+            scales.append(0.0)
             tensors += [layer.weight, layer.bias, None, None]
-        products.append(Product(scale, order))
-    found: tuple[torch.Tensor, ...] = _Several.apply(x, products, *tensors)
+    found: tuple[torch.Tensor, ...] = _Several.apply(x, scales, *tensors)
     return found
 
 
@@ -66,62 +55,49 @@ class _Several(torch.autograd.Function):
     """x (W + s B A)' + b of several layers; tensors are W, b, A, B of each, the last two None without an adapter."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: torch.Tensor, products: Sequence[Product], *tensors: torch.Tensor | None
-    ) -> tuple[torch.Tensor, ...]:
+    def forward(ctx: Any, x: torch.Tensor, scales: Sequence[float], *tensors: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
         ctx.save_for_backward(x, *tensors)
-        ctx.products = products
+        ctx.scales = scales
         return tuple(
-            nn.functional.linear(x, _merged(product, weight, down, up), _ordered(bias, product.order))
-            for product, (weight, bias, down, up) in zip(products, _by_four(tensors), strict=True)
+            nn.functional.linear(x, _merged(scale, weight, down, up), bias)
+            for scale, (weight, bias, down, up) in zip(scales, _by_four(tensors), strict=True)
         )
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, *tensors = ctx.saved_tensors
-        layers = list(zip(ctx.products, _by_four(tensors), grads, strict=True))
+        layers = list(zip(ctx.scales, _by_four(tensors), grads, strict=True))
         for_x = None
         if ctx.needs_input_grad[0]:
-            for product, (weight, _, down, up), grad in layers:
-                merged = _merged(product, weight, down, up)
+            for scale, (weight, _, down, up), grad in layers:
+                merged = _merged(scale, weight, down, up)
                 for_x = grad @ merged if for_x is None else for_x.addmm_(grad, merged)
         return for_x, None, *_for_adapters(x, layers)
 
 
 def _for_adapters(x: torch.Tensor, layers: Sequence[Any]) -> list[torch.Tensor | None]:
     """Gradients of W, b, A and B of every layer; those of A and of B from one thin product of all layers each."""
-    adapted = [(product, down, up, grad) for product, (_, _, down, up), grad in layers if down is not None]
+    adapted = [(scale, down, up, grad) for scale, (_, _, down, up), grad in layers if down is not None]
     if not adapted:
         return [None] * 4 * len(layers)
-    pulled = torch.cat([(grad @ _ordered(up, product.order)) * product.scale for product, _, up, grad in adapted], dim=1)
+    pulled = torch.cat([(grad @ up) * scale for scale, _, up, grad in adapted], dim=1)
     # A is laid down as columns first: the product over N tokens then reads it in the order that it multiplies.
     seen = x @ torch.cat([down for _, down, _, _ in adapted]).T.contiguous()
     ranks = [len(down) for _, down, _, _ in adapted]
     each = iter(zip((pulled.T @ x).split(ranks), seen.split(ranks, dim=1), strict=True))
     found: list[torch.Tensor | None] = []
-    for product, (_, _, down, _), grad in layers:
+    for scale, (_, _, down, _), grad in layers:
         if down is None:
             found += [None] * 4
             continue
         for_down, own = next(each)
-        found += [None, None, for_down, _back((own.T @ grad).mul_(product.scale).T, product.order)]
+        found += [None, None, for_down, (own.T @ grad).mul_(scale).T]
     return found
 
 
-def _merged(product: Product, weight: torch.Tensor, down: torch.Tensor | None, up: torch.Tensor | None) -> torch.Tensor:
-    """(O, I) weight with its update, in the order asked for."""
-    if up is None or down is None:
-        return _ordered(weight, product.order)
-    return torch.addmm(_ordered(weight, product.order), _ordered(up, product.order), down, alpha=product.scale)
-
-
-def _ordered(tensor: Any, order: torch.Tensor | None) -> Any:
-    return tensor if tensor is None or order is None else tensor[order]
-
-
-def _back(tensor: torch.Tensor, order: torch.Tensor | None) -> torch.Tensor:
-    """Rows in their own order again."""
-    return tensor if order is None else torch.empty_like(tensor).index_copy_(0, order, tensor)
+def _merged(scale: float, weight: torch.Tensor, down: torch.Tensor | None, up: torch.Tensor | None) -> torch.Tensor:
+    """(O, I) weight with its update."""
+    return weight if up is None or down is None else torch.addmm(weight, up, down, alpha=scale)
 
 
 def _by_four(tensors: Sequence[Any]) -> list[Sequence[Any]]:

@@ -2,8 +2,9 @@
 
 1. `install` makes the language model's blocks call `attend`, and refuses a model whose own attention is not plainly causal.
 2. `layout_of` turns the documents of a batch into what the device's kernel wants, once for all blocks.
-3. `attend` computes it. On a CPU (`attend_each`) each document goes to torch's fused kernel alone: a trunk with its causal kernel, the
-   branches of a document together with a boolean mask over their trunk and themselves. No product between documents is ever computed.
+3. `attend` computes it. On a CPU each document goes to torch's fused kernel alone: a trunk with its causal kernel, the branches of a
+   document together with a boolean mask over their trunk and themselves. No product between documents is ever computed. Layers that
+   `fused` makes cheaper go another way, by the same documents.
    On a GPU FlexAttention does the same in one kernel from a block mask. On another device packing is refused: a dense mask would be
    quietly slow and large.
 
@@ -14,7 +15,7 @@ were measured slower (benchmarks/LOG.md).
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,6 @@ from torch.nn import functional
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from transformers import AttentionInterface, PreTrainedModel
 
-from model.architecture.heads import Piece
 from model.batch import Batch, Document
 from model.errors import ConfigError
 
@@ -100,34 +100,23 @@ def attend(
     if layout.blocks is not None:
         found = _flex()(query, key, value, block_mask=layout.blocks, scale=scaling, enable_gqa=True)
         return found.transpose(1, 2).contiguous(), None
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
+    each = functools.partial(functional.scaled_dot_product_attention, dropout_p=dropout, scale=scaling)
+    pieces: list[torch.Tensor] = []
     lengths = [document.end - document.start for document in layout.documents]
     # Cut where tokens are outermost, as projections wrote them and as gradients come back: every piece is one stretch of memory.
     cuts = ([piece.transpose(1, 2) for piece in part.transpose(1, 2).split(lengths, dim=1)] for part in (query, key, value))
-    return attend_each(layout, list(zip(*cuts, strict=True)), dropout, scaling), None
-
-
-def attend_each(layout: Layout, pieces: Sequence[Piece], dropout: float, scaling: float | None) -> torch.Tensor:
-    """(1, T, heads, d) of documents on a CPU, each by itself.
-
-    Args:
-        layout: With `documents`.
-        pieces: Of each document; heads of keys and values may be fewer.
-        dropout: Share of attention that is dropped.
-        scaling: Of the scores; None for one over the root of d.
-    """
-    found: list[torch.Tensor] = []
-    each = functools.partial(functional.scaled_dot_product_attention, dropout_p=dropout, scale=scaling)
-    for document, mask, (asking, seen, told) in zip(layout.documents, layout.masks, pieces, strict=True):
-        groups = asking.shape[1] // seen.shape[1]
-        if groups > 1:
-            seen, told = (part.repeat_interleave(groups, dim=1) for part in (seen, told))
+    split = zip(*cuts, strict=True)
+    for document, mask, (asking, seen, told) in zip(layout.documents, layout.masks, split, strict=True):
         if mask is None:
-            found.append(each(asking, seen, told, is_causal=True))
+            pieces.append(each(asking, seen, told, is_causal=True))
             continue
         trunk, branches = asking.split((document.trunk, mask.shape[0]), dim=2)
-        found.append(each(trunk, seen[:, :, : document.trunk], told[:, :, : document.trunk], is_causal=True))
-        found.append(each(branches, seen, told, attn_mask=mask))
-    return torch.cat([piece.transpose(1, 2) for piece in found], dim=1)
+        pieces.append(each(trunk, seen[:, :, : document.trunk], told[:, :, : document.trunk], is_causal=True))
+        pieces.append(each(branches, seen, told, attn_mask=mask))
+    return torch.cat([piece.transpose(1, 2) for piece in pieces], dim=1), None
 
 
 def allowed(documents: tuple[Document, ...], length: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -108,11 +108,12 @@ class _Slots(DynamicLayer):
 
 
 def _filled(prefixes: Sequence[torch.Tensor], longest: int) -> torch.Tensor:
-    """Room (R, H, K, D) that begins with the prefixes (H, S, D); zero elsewhere, since what nobody sees must still be a number."""
+    """Room (R, H, K, D) that begins with the prefixes (H, S, D), zero up to the longest: what nobody sees must still be a number."""
     heads, _, width = prefixes[0].shape
-    room = prefixes[0].new_zeros(len(prefixes), heads, longest + FIRST_SLOTS, width)
+    room = prefixes[0].new_empty(len(prefixes), heads, longest + FIRST_SLOTS, width)
     for row, prefix in enumerate(prefixes):
         room[row, :, : prefix.shape[1]] = prefix
+        room[row, :, prefix.shape[1] : longest] = 0.0
     return room
 
 

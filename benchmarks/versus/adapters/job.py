@@ -102,12 +102,14 @@ class Stamps:
         self.taken: list[dict[str, float]] = []
         self.counter: Any = None
         """torch's FLOP counter, where FLOPs are asked for."""
+        self.unseen = 0.0
+        """FLOPs that it cannot see."""
 
     def take(self, documents: int) -> None:
         """One, with how many documents have been learned from so far. FLOPs are counted from the first one on."""
         if self.counter and not self.taken:
             self.counter.__enter__()
-        flops = float(self.counter.get_total_flops()) if self.counter else 0.0
+        flops = self.counter.get_total_flops() + self.unseen if self.counter else 0.0
         cost = {"cpu_seconds": time.process_time(), "wall_seconds": time.perf_counter(), "flops": flops}
         self.taken.append({"documents": documents, **cost})
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks.versus import models
 from benchmarks.versus.adapters.job import TARGETS, Job, Stamps, dump, read_job, run_training, write_result
+from model.architecture import kernels
 from model.architecture.assembly import build
 from model.architecture.features import Disk
 from model.config import TrainSlice
@@ -68,6 +69,25 @@ class Stamping(LineReporter):
         super().metrics(step, total, values)
 
 
+def count_kernels(stamps: Stamps) -> None:
+    """Add what our attention computes, as torch counts its own: whole squares, two products forward and five backward."""
+
+    def counted(kernel: Any, products: int) -> Any:
+        def run(
+            first: int, last: int, asking: Any, keys: Any, values: Any, cos: Any, sin: Any, documents: Any, *more: Any
+        ) -> None:
+            width, heads = cos.shape[1], keys.shape[1] // cos.shape[1]
+            for work in range(first, last):
+                _, trunk, length = (int(each) for each in documents[work // heads])
+                pairs = trunk * trunk + (length - trunk) * length
+                stamps.unseen += 2 * products * pairs * width * (asking.shape[1] // keys.shape[1])
+            kernel(first, last, asking, keys, values, cos, sin, documents, *more)
+
+        return run
+
+    kernels.attend, kernels.attend_back = counted(kernels.attend, 2), counted(kernels.attend_back, 5)
+
+
 def main() -> None:
     """Do the job."""
     job = read_job()
@@ -79,6 +99,8 @@ def main() -> None:
         dump(job, (e.record_id for e in learned), ((e.input_ids, e.labels) for e in learned))
         return
     stamps = Stamps()
+    if job.mode == "flops":
+        count_kernels(stamps)
     reporter = Stamping(job.folder / "metrics.jsonl", stamps)
     run_training(job, stamps, lambda: run_stage(whole, inputs, job.folder / "work", job.folder / "checkpoint", reporter))
     write_result(job, stamps=stamps.taken)

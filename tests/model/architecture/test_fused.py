@@ -13,7 +13,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from model.architecture import adapters, fused, packed
 from model.architecture.assembly import Assistant, build
-from model.architecture.heads import by_document, pair_order, rotated
+from model.architecture.heads import attended, rotated
 from model.config import Lora
 from model.errors import ConfigError
 from tests.model.architecture.test_last_block import DOCUMENTS, FAMILIES, language
@@ -72,26 +72,6 @@ def test_rotary_positions_are_those_of_transformers_to_the_bit() -> None:
     torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-6)  # autograd adds the two halves in another order
 
 
-def test_pieces_of_a_document_score_as_transformers_has_them() -> None:
-    """Products of queries and keys, and their gradients, are what attention sees; the order within a head is ours."""
-    draw, lengths, heads, head = torch.Generator().manual_seed(0), [4, 3], (4, 2), 8
-    asking, keys = (torch.randn(7, count * head, generator=draw, requires_grad=True) for count in heads)
-    values = torch.randn(7, heads[1] * head, generator=draw, requires_grad=True)
-    angles = torch.randn(7, head // 2, generator=draw).repeat(1, 2)
-    cos, sin = angles.cos(), angles.sin()
-    shown = [part[:, pair_order(part.shape[1], head)] for part in (asking, keys)]
-    pieces = by_document(*shown, values, cos, sin, lengths)
-    split = [part.view(1, 7, -1, head).transpose(1, 2) for part in (asking, keys)]
-    turned = [part.split(lengths, dim=2) for part in apply_rotary_pos_emb(*split, cos[None], sin[None])]
-    told = values.view(1, 7, -1, head).transpose(1, 2).split(lengths, dim=2)
-    assert [tuple(query.shape) for query, _, _ in pieces] == [(1, 4, 4, 8), (1, 4, 3, 8)]
-    found = torch.cat([(q[:, ::2] @ k.mT @ v).flatten() for q, k, v in pieces])
-    expected = torch.cat([(q[:, ::2] @ k.mT @ v).flatten() for q, k, v in zip(*turned, told, strict=True)])
-    torch.testing.assert_close(found, expected, rtol=CLOSE, atol=CLOSE)
-    gradients = [torch.autograd.grad(y.pow(2).sum(), [asking, keys, values]) for y in (found, expected)]
-    torch.testing.assert_close(*gradients, rtol=CLOSE, atol=CLOSE)
-
-
 @pytest.mark.parametrize("given", ["padded", "packed", "masked"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_whole_models_with_the_layers_of_ours_say_the_same(family: str, given: str) -> None:
@@ -127,6 +107,30 @@ def test_a_packed_model_refuses_a_batch_without_a_layout() -> None:
     fused.install(model)
     with pytest.raises(ConfigError, match="without a layout"):
         model(inputs_embeds=torch.zeros(1, 9, model.config.hidden_size), use_cache=False)
+
+
+def test_where_torch_has_no_product_to_call_only_layers_with_an_adapter_change(
+    bases: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fused, "connect", lambda: False)
+    assistant = with_adapter(bases)
+    states, gradients = outcome(assistant, frozen_inputs=False)
+    assert fused.install(assistant.model.model.language_model) == 14
+    changed = [type(layer) for layer in assistant.model.model.language_model.modules() if "forward" in vars(layer)]
+    assert changed == [LoraLinear] * 14
+    fast_states, fast_gradients = outcome(assistant, frozen_inputs=False)
+    torch.testing.assert_close(fast_states, states, rtol=CLOSE, atol=CLOSE)
+    assert (fast_gradients["inputs"] - gradients["inputs"]).abs().max() <= CLOSE * gradients["inputs"].abs().max()
+
+
+def test_attention_with_dropout_is_left_to_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = language("llama").requires_grad_(False).train()
+    model.layers[0].self_attn.attention_dropout = 0.5
+    fused.install(model)
+    calls = []
+    monkeypatch.setattr(fused, "attended", lambda *given: calls.append(1) or attended(*given))
+    model(inputs_embeds=torch.zeros(1, 9, model.config.hidden_size), use_cache=False)
+    assert len(calls) == len(model.layers) - 1
 
 
 @pytest.mark.parametrize("case", ["dropout", "bfloat16"])

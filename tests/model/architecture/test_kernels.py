@@ -1,0 +1,140 @@
+"""Compiled kernels compute what their formulas say, in double precision beside them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from model.architecture import compiling, kernels
+from model.architecture.heads import attended
+from model.architecture.packed import allowed
+from model.batch import Document
+
+WIDTH = 16
+"""Of a head."""
+CLOSE = 1e-5
+"""Relative to the largest value, of sums over a thousand float32 numbers."""
+CASES = {
+    "one token": [Document(0, 1)],
+    "blocks and one more or less": [Document(0, 63), Document(63, 65), Document(128, 385)],
+    "longer than two blocks of keys": [Document(0, 900)],
+    "branches": [Document(0, 40, (5, 3)), Document(48, 20)],
+    "branches over blocks of rows and of keys": [Document(0, 390, (70, 1, 130)), Document(591, 7)],
+    "a trunk that ends with a block of keys": [Document(0, 384, (10, 20))],
+}
+
+
+@pytest.fixture(autouse=True)
+def connected() -> None:
+    assert compiling.connect()
+
+
+def drawn(tokens: int, heads: int, groups: int) -> list[torch.Tensor]:
+    """Queries, keys, values, cosines and sines."""
+    draw = torch.Generator().manual_seed(tokens)
+    given = [torch.randn(tokens, count * WIDTH, generator=draw, requires_grad=True) for count in (heads, groups, groups)]
+    angles = torch.randn(tokens, WIDTH // 2, generator=draw).repeat(1, 2)
+    return [*given, angles.cos(), angles.sin()]
+
+
+def by_formula(given: list[torch.Tensor], documents: list[Document], scale: float) -> torch.Tensor:
+    """softmax(q k') v of every token with those that it may see, in double precision."""
+    asking, keys, values = (each.double().view(len(each), -1, WIDTH).transpose(0, 1) for each in given[:3])
+    cos, sin = (each.double() for each in given[3:])
+
+    def turned(x: torch.Tensor) -> torch.Tensor:
+        one, two = x.chunk(2, dim=-1)
+        return x * cos + torch.cat([-two, one], dim=-1) * sin
+
+    groups = len(asking) // len(keys)
+    keys, values = (each.repeat_interleave(groups, dim=0) for each in (turned(keys), values))
+    document, branch = allowed(tuple(documents), len(given[0]))
+    sees = (document[:, None] == document) & ((branch == 0) | (branch[:, None] == branch)).tril()
+    chances = (turned(asking) @ keys.mT * scale).masked_fill(~sees, -torch.inf).softmax(dim=-1)
+    return (chances @ values).transpose(0, 1).flatten(1)
+
+
+@pytest.mark.parametrize("heads", [(2, 2), (4, 2)], ids=["a key for each head", "shared keys"])
+@pytest.mark.parametrize("case", CASES)
+def test_attention_and_its_gradients_are_those_of_the_formula(case: str, heads: tuple[int, int]) -> None:
+    documents = CASES[case]
+    given = drawn(documents[-1].end, *heads)
+    weight = torch.randn(documents[-1].end, heads[0] * WIDTH, generator=torch.Generator().manual_seed(1))
+    found, expected = attended(*given, documents, 0.3), by_formula(given, documents, 0.3)
+    assert (found - expected).abs().max() <= CLOSE * expected.abs().max()
+    fast, usual = (torch.autograd.grad((each * weight).sum(), given[:3]) for each in (found, expected))
+    largest = max(float(each.abs().max()) for each in usual)  # of one token alone, all but the values' are 0
+    for one, other in zip(fast, usual, strict=True):
+        assert (one - other).abs().max() <= CLOSE * largest
+
+
+def test_no_gradient_passes_between_documents_and_branches() -> None:
+    documents = [Document(0, 70), Document(70, 30, (40, 50))]
+    given = drawn(190, 2, 1)
+    second_branch = attended(*given, documents, 0.3)[140:]
+    for gradient in torch.autograd.grad(second_branch.pow(2).sum(), given[:3]):
+        assert not gradient[:70].any()
+        assert not gradient[100:140].any()
+        assert gradient[140:].any()
+
+
+def test_scores_of_any_size_make_finite_probabilities() -> None:
+    given = [each.detach() * (100.0 if number < 2 else 1.0) for number, each in enumerate(drawn(100, 1, 1))]
+    found, expected = attended(*given, [Document(0, 100)], 1.0), by_formula(given, [Document(0, 100)], 1.0)
+    assert (found - expected).abs().max() <= 1e-2  # a float32 score of 1e5 is known to 1e-2
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_what_is_not_finite_is_seen_in_its_document_and_in_no_other(bad: float) -> None:
+    given = [each.detach() for each in drawn(120, 2, 2)]
+    given[1][10, 3] = bad
+    found = attended(*given, [Document(0, 50), Document(50, 70)], 0.3)
+    hit = ~found[10:50].isfinite().all(dim=1)
+    assert hit.all() if bad != bad else hit.any()  # a score of minus infinity is a chance of 0
+    assert found[:10].isfinite().all()
+    assert found[50:].isfinite().all()
+
+
+def test_results_are_the_same_bits_on_any_number_of_threads() -> None:
+    documents, before = [Document(0, 130), Document(130, 90)], torch.get_num_threads()
+    given = drawn(220, 4, 2)
+    outcomes = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found = attended(*given, documents, 0.3)
+            outcomes.append([found, *torch.autograd.grad(found.pow(2).sum(), given[:3])])
+    finally:
+        torch.set_num_threads(before)
+    for other in outcomes[1:]:
+        assert all(map(torch.equal, outcomes[0], other))
+
+
+def test_a_gate_is_right_far_from_zero_and_does_not_hide_nan() -> None:
+    gates = np.array([[-200.0, -30.0, -1e-3, 0.0, 2.5, 80.0, 300.0, np.nan]], dtype=np.float32)
+    ups, found = np.full_like(gates, 3.0), np.empty_like(gates)
+    kernels.gate(0, 1, gates, ups, found)
+    wide = gates.astype(np.float64)
+    expected = 3.0 * wide / (1 + np.exp(-wide))
+    assert np.isnan(found[0, -1])
+    np.testing.assert_allclose(found[0, :-1], expected[0, :-1], rtol=3e-6, atol=1e-30)  # x / ln 2 of 40 is known to 2e-6
+
+
+def test_gradients_of_a_gate_are_those_of_the_formula() -> None:
+    draw = np.random.default_rng(0)
+    gates, ups, grad = (draw.normal(scale=3, size=(7, 21)).astype(np.float32) for _ in range(3))
+    for_gates, for_ups = np.empty_like(gates), np.empty_like(ups)
+    kernels.gate_back(0, 7, gates, ups, grad, for_gates, for_ups)
+    wide = [torch.from_numpy(each).double().requires_grad_() for each in (gates, ups)]
+    expected = torch.autograd.grad(
+        torch.nn.functional.silu(wide[0]) * wide[1], wide, grad_outputs=torch.from_numpy(grad).double()
+    )
+    for fast, usual in zip((for_gates, for_ups), expected, strict=True):
+        np.testing.assert_allclose(fast, usual.numpy(), rtol=CLOSE, atol=1e-6)
+
+
+def test_without_a_place_for_machine_code_a_function_is_compiled_all_the_same() -> None:
+    there: dict[str, object] = {}
+    exec("def twice(x):\n    return 2 * x\n", there)
+    assert compiling.compiled(there["twice"])(4) == 8
