@@ -164,8 +164,8 @@ CONTROLS = (
     Mutation(
         "cheaper attention obeys a mask",
         "model/architecture/fused.py",
-        "    if attention_mask is not None or past_key_values is not None or layout_is_due or dropped:\n",
-        "    if past_key_values is not None or layout_is_due or dropped:\n",
+        "    if attention_mask is not None or goes_on or layout_is_due or dropped:\n",
+        "    if goes_on or layout_is_due or dropped:\n",
         f"{FUSED}whole_models_with_the_layers_of_ours_say_the_same[llama-masked]",
     ),
     Mutation(
@@ -201,7 +201,7 @@ CONTROLS = (
         KERNELS,
         "    x = LEAST if x < LEAST else x\n",
         "    x = x if x > LEAST else LEAST\n",
-        f"{KERNEL}a_gate_is_right_far_from_zero_and_does_not_hide_nan",
+        f"{KERNEL}what_is_not_finite_is_seen_in_its_document_and_in_no_other[nan]",
     ),
     Mutation(
         "without torch's product no kernel is used",

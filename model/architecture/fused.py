@@ -1,4 +1,4 @@
-"""Cheaper forms of the language model's layers for training in float32 on a CPU: the same results to rounding, fewer passes over memory.
+"""Cheaper forms of the language model's layers in float32 on a CPU: the same results to rounding, fewer passes over memory.
 
 1. Layers with LoRA are computed as `lora_products` says: those of one input together, the update within the weight.
 2. Attention, SwiGLU and RMSNorm are compiled functions (`kernels`) with backward passes of their own, instead of chains of operations
@@ -27,7 +27,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention, Qwen2MLP, Q
 
 from model.architecture import kernels, packed
 from model.architecture.compiling import connect, share
-from model.architecture.heads import attended
+from model.architecture.heads import attended, rotated
 from model.architecture.lora_products import is_plain, several
 from model.batch import Document
 
@@ -80,10 +80,12 @@ def _attention_forward(
     layout: packed.Layout | None = None,
     **more: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """(B, T, W) to (B, T, W); as transformers does it with a mask, a cache, dropout, or without a layout that is due: it is refused."""
+    """(B, T, W) to (B, T, W); as transformers does it with a mask, with keys from before, with dropout, and without a layout that is due,
+    which is refused."""
     dropped = layer.training and layer.attention_dropout > 0
     layout_is_due = layer.config._attn_implementation == packed.NAME and layout is None
-    if attention_mask is not None or past_key_values is not None or layout_is_due or dropped:
+    goes_on = past_key_values is not None and past_key_values.get_seq_length(layer.layer_idx) > 0
+    if attention_mask is not None or goes_on or layout_is_due or dropped:
         again: tuple[torch.Tensor, torch.Tensor | None] = type(layer).forward(
             layer, hidden_states, position_embeddings, attention_mask, past_key_values, layout=layout, **more
         )
@@ -92,6 +94,10 @@ def _attention_forward(
     each_row = [Document(row * length, length) for row in range(sequences)]
     cos, sin = (part.expand(sequences, -1, -1).flatten(0, 1) for part in position_embeddings)
     asking, keys, values = several(hidden_states.flatten(0, 1), [layer.q_proj, layer.k_proj, layer.v_proj])
+    if past_key_values is not None:
+        by_head = (sequences, length, -1, layer.head_dim)
+        turned = rotated(keys.view(by_head), *position_embeddings).transpose(1, 2)
+        past_key_values.update(turned, values.view(by_head).transpose(1, 2), layer.layer_idx)
     found = attended(asking, keys, values, cos, sin, layout.documents if layout else each_row, layer.scaling)
     return layer.o_proj(found.view(sequences, length, -1)), None
 

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from model.architecture import last_block
+from model.architecture import fused, heap, last_block
 from model.architecture.assembly import Assistant
 from model.errors import DivergedError
 from model.evaluation.question import Question
@@ -51,6 +51,9 @@ class SharedPrefix:
         self._assistant, self._end, self._pad, self._longest = assistant, end_id, pad_id, max_new_tokens
         self._language = assistant.model.model.language_model
         last_block.install(self._language)
+        if assistant.device.type == "cpu":
+            heap.keep()
+            fused.install(self._language)
         self._prefixes: dict[Any, list[tuple[torch.Tensor, torch.Tensor]]] = {}
 
     @torch.inference_mode()

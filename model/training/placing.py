@@ -8,11 +8,11 @@ from functools import partial
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from model.architecture import fused, last_block, packed
+from model.architecture import fused, heap, last_block, packed
 from model.architecture.assembly import Assistant
 from model.config import Packing, Stage, Strategy, TrainSlice
 from model.errors import ConfigError
-from model.training import heap, memory
+from model.training import memory
 from model.training.optimizer import Group, Optimizer
 from model.training.ranks import Ranks
 from model.training.sharing import Replicated, Sharing

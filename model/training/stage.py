@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from model import manifest
-from model.architecture import adapters, checkpoint
+from model.architecture import adapters, checkpoint, heap
 from model.architecture.assembly import Assistant, build
 from model.architecture.features import Disk
 from model.config import Precision, TrainSlice
@@ -29,7 +29,7 @@ from model.data.images import MAX_PIXELS
 from model.data.loading import Prompter
 from model.errors import ConfigError
 from model.recipe import key_content
-from model.training import heap, material
+from model.training import material
 from model.training.loop import Settings, Training, train
 from model.training.objective import AnswerObjective
 from model.training.optimizer import warmup_steps

@@ -13,7 +13,7 @@ from components.platform.settings import CHECKOUT
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator is not glibc's")
 HELD = """
 from pathlib import Path
-from model.training import heap
+from model.architecture import heap
 
 def mib():
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
