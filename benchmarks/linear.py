@@ -17,9 +17,9 @@ import time
 from pathlib import Path
 
 from model import manifest
+from model.architecture import heap
 from model.config import Mixture, Packing, Template
 from model.data.loading import Plan, Prompter, Rules, examples, open_dataset
-from model.architecture import heap
 from model.training.base_language import make_tokenizer
 
 ITEMS = (10_000, 100_000, 1_000_000)
