@@ -197,6 +197,13 @@ CONTROLS = (
         f"{KERNEL}attention_and_its_gradients_are_those_of_the_formula[longer than two blocks of keys-shared keys]",
     ),
     Mutation(
+        "the kernel reads nothing beside its batch",
+        "model/architecture/heads.py",
+        "    if not covered == documents[-1].end == len(asking):\n",
+        "    if False:\n",
+        f"{KERNEL}documents_that_do_not_cover_the_batch_are_refused",
+    ),
+    Mutation(
         "kernels do not hide NaN",
         KERNELS,
         "    x = LEAST if x < LEAST else x\n",

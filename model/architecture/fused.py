@@ -62,7 +62,7 @@ def _lora_forward(layer: LoraLinear, x: torch.Tensor, *_: Any, **__: Any) -> tor
 
 def _mlp_forward(layer: Any, x: torch.Tensor) -> torch.Tensor:
     gate, up = several(x.flatten(0, -2), [layer.gate_proj, layer.up_proj])
-    found: torch.Tensor = layer.down_proj(_Gated.apply(gate, up).view(*x.shape[:-1], -1))
+    found: torch.Tensor = layer.down_proj(gated(gate, up).view(*x.shape[:-1], -1))
     return found
 
 
@@ -102,8 +102,14 @@ def _attention_forward(
     return layer.o_proj(found.view(sequences, length, -1)), None
 
 
+def gated(gates: torch.Tensor, ups: torch.Tensor) -> torch.Tensor:
+    """SwiGLU (Shazeer 2020) of (N, I) gates and ups."""
+    found: torch.Tensor = _Gated.apply(gates, ups)
+    return found
+
+
 class _Gated(torch.autograd.Function):
-    """SwiGLU (Shazeer 2020) of (N, I) gates and ups; nothing is kept but those."""
+    """Nothing is kept but what it is given."""
 
     @staticmethod
     def forward(ctx: Any, gates: torch.Tensor, ups: torch.Tensor) -> torch.Tensor:

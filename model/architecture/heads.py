@@ -14,6 +14,7 @@ import torch
 from model.architecture import kernels
 from model.architecture.compiling import share
 from model.batch import Document
+from model.errors import InternalError
 
 
 def attended(
@@ -35,7 +36,16 @@ def attended(
         sin: (N, d) sines.
         documents: Behind each other, covering N.
         scale: Of the scores.
+
+    Raises:
+        InternalError: The documents cover more or less than that: the kernel would read what is not there.
     """
+    covered = sum(each.end - each.start for each in documents)
+    if not covered == documents[-1].end == len(asking):
+        raise InternalError(
+            f"a batch of {len(asking):,} tokens came with documents of {covered:,}, up to {documents[-1].end:,}",
+            "a layout of another batch; this is a fault of biovlm, please report it",
+        )
     found: torch.Tensor = _Attended.apply(asking, keys, values, cos, sin, tuple(documents), scale)
     return found
 

@@ -10,6 +10,7 @@ from model.architecture import compiling, kernels
 from model.architecture.heads import attended
 from model.architecture.packed import allowed
 from model.batch import Document
+from model.errors import InternalError
 
 WIDTH = 16
 """Of a head."""
@@ -77,6 +78,13 @@ def test_no_gradient_passes_between_documents_and_branches() -> None:
         assert not gradient[:70].any()
         assert not gradient[100:140].any()
         assert gradient[140:].any()
+
+
+@pytest.mark.parametrize("documents", [[Document(0, 90)], [Document(0, 110)], [Document(0, 40), Document(60, 40)]])
+def test_documents_that_do_not_cover_the_batch_are_refused(documents: list[Document]) -> None:
+    """Compiled code looks at no bounds."""
+    with pytest.raises(InternalError, match="a batch of 100 tokens came with documents of"):
+        attended(*drawn(100, 1, 1), documents, 1.0)
 
 
 def test_scores_of_any_size_make_finite_probabilities() -> None:
