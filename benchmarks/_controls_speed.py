@@ -183,6 +183,13 @@ CONTROLS = (
         f"{FUSED}attention_with_dropout_is_left_to_transformers",
     ),
     Mutation(
+        "cheaper attention looks at the keys of a cache",
+        "model/architecture/fused.py",
+        "    if attention_mask is not None or goes_on or layout_is_due or dropped:\n",
+        "    if attention_mask is not None or layout_is_due or dropped:\n",
+        f"{FUSED}a_cache_is_filled_and_read_as_transformers_does_it[llama]",
+    ),
+    Mutation(
         "the kernel's branches do not see each other",
         KERNELS,
         "    low = begin if begin < shared else max(begin, opens[start + row] - start)\n",

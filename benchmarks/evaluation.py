@@ -67,9 +67,8 @@ def measure() -> dict[str, float]:
 
 def _case(name: str, dataset: DataSet, folder: Path, splits: Sequence[str], tokens: int) -> dict[str, float]:
     """Costs and ratios of one model on the questions of some images, seeing and blind."""
-    assistant, plain = (
-        _assistant(name, dataset, folder) for _ in range(2)
-    )  # ours changes the layers of the one that it is given
+    # Two of them: ours changes the layers of the one that it is given.
+    assistant, plain = (_assistant(name, dataset, folder) for _ in range(2))
     records = _some(dataset, splits)
     source = PixelSource(assistant.image_processor, cache_bytes=0)
     features = FeatureSource(assistant, source, READING, kept_bytes=0)

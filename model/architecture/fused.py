@@ -91,14 +91,14 @@ def _attention_forward(
         )
         return again
     sequences, length = hidden_states.shape[:2]
-    each_row = [Document(row * length, length) for row in range(sequences)]
+    documents = layout.documents if layout else [Document(row * length, length) for row in range(sequences)]
     cos, sin = (part.expand(sequences, -1, -1).flatten(0, 1) for part in position_embeddings)
     asking, keys, values = several(hidden_states.flatten(0, 1), [layer.q_proj, layer.k_proj, layer.v_proj])
     if past_key_values is not None:
         by_head = (sequences, length, -1, layer.head_dim)
         turned = rotated(keys.view(by_head), *position_embeddings).transpose(1, 2)
         past_key_values.update(turned, values.view(by_head).transpose(1, 2), layer.layer_idx)
-    found = attended(asking, keys, values, cos, sin, layout.documents if layout else each_row, layer.scaling)
+    found = attended(asking, keys, values, cos, sin, documents, layer.scaling)
     return layer.o_proj(found.view(sequences, length, -1)), None
 
 

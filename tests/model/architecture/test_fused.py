@@ -9,6 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import Linear as LoraLinear
+from transformers import DynamicCache
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from model.architecture import adapters, fused, packed
@@ -98,6 +99,28 @@ def test_whole_models_with_the_layers_of_ours_say_the_same(family: str, given: s
     assert fused.install(model) == 8  # four layers with an adapter in each of two blocks
     for fast, usual in zip(both(), plain, strict=True):
         assert (fast - usual).abs().max() <= CLOSE * usual.abs().max()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_cache_is_filled_and_read_as_transformers_does_it(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel computes the prefix; what follows looks at the keys that were written."""
+    model = language(family).requires_grad_(False).eval()
+    inputs = torch.randn(2, 13, model.config.hidden_size, generator=torch.Generator().manual_seed(0))
+
+    def both() -> list[torch.Tensor]:
+        cache = DynamicCache()
+        prefix = model(inputs_embeds=inputs[:, :12], past_key_values=cache, use_cache=True).last_hidden_state
+        rest = model(inputs_embeds=inputs[:, 12:], past_key_values=cache, use_cache=True).last_hidden_state
+        return [prefix, rest, *(part for layer in cache.layers for part in (layer.keys, layer.values))]
+
+    plain = both()
+    fused.install(model)
+    calls = []
+    monkeypatch.setattr(fused, "attended", lambda *given: calls.append(1) or attended(*given))
+    for fast, usual in zip(both(), plain, strict=True):
+        assert fast.shape == usual.shape
+        assert (fast - usual).abs().max() <= CLOSE * usual.abs().max()
+    assert len(calls) == len(model.layers)
 
 
 def test_a_packed_model_refuses_a_batch_without_a_layout() -> None:

@@ -21,7 +21,10 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def assistant(bases: dict[str, Path]) -> Assistant:
-    return build(model_settings(), bases, seed=3)
+    """As `evaluate` has it: nothing learns, so that its layers are those that a CPU makes cheaper."""
+    assistant = build(model_settings(), bases, seed=3)
+    assistant.model.requires_grad_(False)
+    return assistant
 
 
 @pytest.fixture(scope="session")
