@@ -190,6 +190,13 @@ CONTROLS = (
         f"{FUSED}a_cache_is_filled_and_read_as_transformers_does_it[llama]",
     ),
     Mutation(
+        "what nobody sees in a row is a number",
+        "model/evaluation/rows.py",
+        "        room[row, :, prefix.shape[1] : longest] = 0.0\n",
+        "",
+        "tests/model/evaluation/test_generate.py::test_memory_that_nobody_wrote_changes_no_answer",
+    ),
+    Mutation(
         "the kernel's branches do not see each other",
         KERNELS,
         "    low = begin if begin < shared else max(begin, opens[start + row] - start)\n",

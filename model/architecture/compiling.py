@@ -54,9 +54,9 @@ def compiled(function: F) -> F:
     return kept
 
 
-def share(count: int, work: Callable[[int, int], None]) -> None:
-    """Do work(first, last) of ranges that make up [0, count), on as many threads as torch uses."""
-    threads = max(1, min(torch.get_num_threads(), count))
+def share(count: int, work: Callable[[int, int], None], least: int = 1) -> None:
+    """Do work(first, last) of ranges that make up [0, count), on as many threads as torch uses; fewer than `least` are worth none."""
+    threads = max(1, min(torch.get_num_threads(), count // least))
     if threads == 1:
         work(0, count)
         return

@@ -35,6 +35,8 @@ NORMS = (LlamaRMSNorm, MistralRMSNorm, Qwen2RMSNorm)
 ATTENTIONS = (LlamaAttention, MistralAttention, Qwen2Attention)
 MLPS = (LlamaMLP, MistralMLP, Qwen2MLP)
 GATES = (SiLUActivation, nn.SiLU)
+ROWS_A_THREAD = 128
+"""Fewer tokens are done before a thread has begun: so the steps of an answer have none."""
 
 
 def install(language: PreTrainedModel) -> int:
@@ -116,7 +118,7 @@ class _Gated(torch.autograd.Function):
         ctx.save_for_backward(gates, ups)
         found = torch.empty_like(gates)
         arrays = [each.numpy() for each in (gates.detach(), ups.detach(), found)]
-        share(len(gates), lambda first, last: kernels.gate(first, last, *arrays))
+        share(len(gates), lambda first, last: kernels.gate(first, last, *arrays), ROWS_A_THREAD)
         return found
 
     @staticmethod
@@ -124,7 +126,7 @@ class _Gated(torch.autograd.Function):
         gates, ups = ctx.saved_tensors
         back = torch.empty_like(gates), torch.empty_like(ups)
         arrays = [each.numpy() for each in (gates, ups, grad.contiguous(), *back)]
-        share(len(gates), lambda first, last: kernels.gate_back(first, last, *arrays))
+        share(len(gates), lambda first, last: kernels.gate_back(first, last, *arrays), ROWS_A_THREAD)
         return back
 
 
@@ -137,7 +139,7 @@ class _Norm(torch.autograd.Function):
         found, inverses = torch.empty_like(rows), rows.new_empty(len(rows))
         ctx.save_for_backward(rows, weight, inverses)
         arrays = [each.detach().numpy() for each in (rows, weight, found, inverses)]
-        share(len(rows), lambda first, last: kernels.norm(first, last, kernels.F32(epsilon), *arrays))
+        share(len(rows), lambda first, last: kernels.norm(first, last, kernels.F32(epsilon), *arrays), ROWS_A_THREAD)
         return found.view(x.shape)
 
     @staticmethod
@@ -145,6 +147,6 @@ class _Norm(torch.autograd.Function):
         rows, weight, inverses = ctx.saved_tensors
         given, back = grad.contiguous().view(rows.shape), torch.empty_like(rows)
         arrays = [each.detach().numpy() for each in (rows, weight, inverses, given, back)]
-        share(len(rows), lambda first, last: kernels.norm_back(first, last, *arrays))
+        share(len(rows), lambda first, last: kernels.norm_back(first, last, *arrays), ROWS_A_THREAD)
         for_weight = (given * rows).mul_(inverses[:, None]).sum(dim=0) if ctx.needs_input_grad[1] else None
         return back.view(grad.shape), for_weight, None
