@@ -12,7 +12,7 @@ SAMPLING, PACKING, COLLATE, EXAMPLES = (
     f"tests/model/data/test_{name}.py::test_" for name in ("sampling", "packing", "collate", "examples")
 )
 STAGE = "tests/model/training/test_packed_stage.py::test_"
-ATTENTION, KERNELS, COLUMNS = "model/architecture/packed.py", "model/architecture/kernels.py", "model/data/examples.py"
+ATTENTION, KERNELS, COLUMNS = "model/architecture/packed.py", "model/architecture/kernels/attention.py", "model/data/examples.py"
 CONTROLS = (
     Mutation(
         "a branch does not see its sisters",
@@ -199,7 +199,7 @@ CONTROLS = (
     Mutation(
         "the kernel's branches do not see each other",
         KERNELS,
-        "    low = begin if begin < shared else max(begin, opens[start + row] - start)\n",
+        "    low = max(begin, opens[start + row] - start) if own else begin\n",
         "    low = begin\n",
         f"{KERNEL}no_gradient_passes_between_documents_and_branches",
     ),
@@ -219,17 +219,31 @@ CONTROLS = (
     ),
     Mutation(
         "kernels do not hide NaN",
-        KERNELS,
+        "model/architecture/kernels/pointwise.py",
         "    x = LEAST if x < LEAST else x\n",
         "    x = x if x > LEAST else LEAST\n",
         f"{KERNEL}what_is_not_finite_is_seen_in_its_document_and_in_no_other[nan]",
     ),
     Mutation(
-        "without torch's product no kernel is used",
-        "model/architecture/fused.py",
-        "        elif not connected:\n",
-        "        elif False:\n",
-        f"{FUSED}where_torch_has_no_product_to_call_only_layers_with_an_adapter_change",
+        "the kernel's blocks leave nothing in the rows behind them",
+        KERNELS,
+        "    grads[end - top : whole_tiles(end - top), :around] = F0\n",
+        "",
+        f"{KERNEL}attention_and_its_gradients_are_those_of_the_formula[branches over blocks of rows and of keys-shared keys]",
+    ),
+    Mutation(
+        "the kernel's blocks leave nothing in the keys behind them",
+        KERNELS,
+        "        line[last:around], given[last:around] = F0, F0\n",
+        "        line[last : behind - begin], given[last : behind - begin] = F0, F0\n",
+        f"{KERNEL}attention_and_its_gradients_are_those_of_the_formula[branches over blocks of rows and of keys-shared keys]",
+    ),
+    Mutation(
+        "machine code of other kernels is not used",
+        "model/architecture/kernels/compiling.py",
+        '    function.__qualname__ += f"-{_sources()}"\n',
+        "",
+        f"{KERNEL}code_kept_of_kernels_that_have_changed_is_not_used",
     ),
     Mutation(
         "a cached feature's bytes are compared with its checksum",

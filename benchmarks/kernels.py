@@ -15,7 +15,6 @@ from torch.nn import functional
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
 from model.architecture import fused
-from model.architecture.compiling import connect
 from model.architecture.heads import attended
 from model.architecture.packed import Layout, attend, branch_mask
 from model.batch import Document
@@ -34,9 +33,6 @@ Way = Callable[[], tuple[torch.Tensor, Sequence[torch.Tensor]]]
 
 def measure() -> dict[str, float]:
     """Milliseconds of both ways and their ratio, forward and backward together."""
-    if not connect():
-        print("kernels: skipped, torch has no matrix product that compiled code could call")
-        return {}
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -5,8 +5,7 @@
    that each write and keep a tensor. Attention computes each document by itself, packed or padded.
 
 `install` changes how layers are computed, not what they hold: PEFT's modules keep, save and merge the weights as before. Layers with
-dropout, of another type, or shared out among workers are left as they are; and where torch's matrix product cannot be called from
-compiled code (`compiling.connect`: another library than that of the x86-64 wheels) all but the first.
+dropout, of another type, or shared out among workers are left as they are.
 
 B sequences, T tokens, N = B T, W width, I inner width of an MLP.
 """
@@ -25,9 +24,10 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, L
 from transformers.models.mistral.modeling_mistral import MistralAttention, MistralMLP, MistralRMSNorm
 from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention, Qwen2MLP, Qwen2RMSNorm
 
-from model.architecture import kernels, packed
-from model.architecture.compiling import connect, share
+from model.architecture import packed
 from model.architecture.heads import attended, rotated
+from model.architecture.kernels import pointwise
+from model.architecture.kernels.compiling import share
 from model.architecture.lora_products import is_plain, several
 from model.batch import Document
 
@@ -41,13 +41,11 @@ ROWS_A_THREAD = 128
 
 def install(language: PreTrainedModel) -> int:
     """Make the layers of a language model on the CPU cheaper; returns how many LoRA layers were."""
-    count, connected = 0, connect()
+    count = 0
     for layer in language.modules():
         if isinstance(layer, LoraLinear) and is_plain(layer):
             layer.forward = types.MethodType(_lora_forward, layer)
             count += 1
-        elif not connected:
-            continue
         elif isinstance(layer, NORMS) and layer.weight.dtype is torch.float32:
             layer.forward = types.MethodType(_norm_forward, layer)
         elif isinstance(layer, ATTENTIONS) and all(map(is_plain, (layer.q_proj, layer.k_proj, layer.v_proj))):
@@ -118,7 +116,7 @@ class _Gated(torch.autograd.Function):
         ctx.save_for_backward(gates, ups)
         found = torch.empty_like(gates)
         arrays = [each.numpy() for each in (gates.detach(), ups.detach(), found)]
-        share(len(gates), lambda first, last: kernels.gate(first, last, *arrays), ROWS_A_THREAD)
+        share(len(gates), lambda first, last: pointwise.gate(first, last, *arrays), ROWS_A_THREAD)
         return found
 
     @staticmethod
@@ -126,7 +124,7 @@ class _Gated(torch.autograd.Function):
         gates, ups = ctx.saved_tensors
         back = torch.empty_like(gates), torch.empty_like(ups)
         arrays = [each.numpy() for each in (gates, ups, grad.contiguous(), *back)]
-        share(len(gates), lambda first, last: kernels.gate_back(first, last, *arrays), ROWS_A_THREAD)
+        share(len(gates), lambda first, last: pointwise.gate_back(first, last, *arrays), ROWS_A_THREAD)
         return back
 
 
@@ -139,7 +137,7 @@ class _Norm(torch.autograd.Function):
         found, inverses = torch.empty_like(rows), rows.new_empty(len(rows))
         ctx.save_for_backward(rows, weight, inverses)
         arrays = [each.detach().numpy() for each in (rows, weight, found, inverses)]
-        share(len(rows), lambda first, last: kernels.norm(first, last, kernels.F32(epsilon), *arrays), ROWS_A_THREAD)
+        share(len(rows), lambda first, last: pointwise.norm(first, last, pointwise.F32(epsilon), *arrays), ROWS_A_THREAD)
         return found.view(x.shape)
 
     @staticmethod
@@ -147,6 +145,6 @@ class _Norm(torch.autograd.Function):
         rows, weight, inverses = ctx.saved_tensors
         given, back = grad.contiguous().view(rows.shape), torch.empty_like(rows)
         arrays = [each.detach().numpy() for each in (rows, weight, inverses, given, back)]
-        share(len(rows), lambda first, last: kernels.norm_back(first, last, *arrays), ROWS_A_THREAD)
+        share(len(rows), lambda first, last: pointwise.norm_back(first, last, *arrays), ROWS_A_THREAD)
         for_weight = (given * rows).mul_(inverses[:, None]).sum(dim=0) if ctx.needs_input_grad[1] else None
         return back.view(grad.shape), for_weight, None

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from model.architecture import kernels
-from model.architecture.compiling import share
+from model.architecture.kernels import attention
+from model.architecture.kernels.compiling import share
 from model.batch import Document
 from model.errors import InternalError
 
@@ -89,19 +89,19 @@ class _Attended(torch.autograd.Function):
         found, log_totals = torch.empty_like(given[0]), asking.new_empty(heads, len(asking))
         ctx.save_for_backward(*given, found, log_totals)
         ctx.documents, ctx.scale = documents, scale
-        arrays = [each.detach().numpy() for each in given] + [*_shape(documents), kernels.F32(scale)]
+        arrays = [each.detach().numpy() for each in given] + [*_shape(documents), attention.F32(scale)]
         results = [found.numpy(), log_totals.numpy()]
-        share(_works(documents, keys, cos), lambda first, last: kernels.attend(first, last, *arrays, *results))
+        share(_works(documents, keys, cos), lambda first, last: attention.attend(first, last, *arrays, *results))
         return found
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         *given, found, log_totals = ctx.saved_tensors
         back = [torch.empty_like(each) for each in given[:3]]
-        arrays = [each.numpy() for each in given] + [*_shape(ctx.documents), kernels.F32(ctx.scale)]
+        arrays = [each.numpy() for each in given] + [*_shape(ctx.documents), attention.F32(ctx.scale)]
         results = [each.numpy() for each in (found, log_totals, grad.contiguous(), *back)]
         works = _works(ctx.documents, given[1], given[3])
-        share(works, lambda first, last: kernels.attend_back(first, last, *arrays, *results))
+        share(works, lambda first, last: attention.attend_back(first, last, *arrays, *results))
         return *back, None, None, None, None
 
 

@@ -159,13 +159,25 @@ def _attend(attention: Any, asking: torch.Tensor, keys: torch.Tensor, values: to
     """(S, H, d) asking of (B x T, G, d) keys and values: (S, H x d)."""
     groups = asking.shape[1] // keys.shape[1]
     dropout = attention.attention_dropout if attention.training else 0.0
+    # Cut once, not sliced for each document: the gradient of a slice is as large as what it was cut from.
+    cuts = _cuts(wanted.seen, len(keys))
+    stretches = (tensor.split(cuts)[1::2] for tensor in (keys, values))
+    parts = asking.split([len(seen.mask) for seen in wanted.seen])
     pieces = []
-    for part, seen in zip(asking.split([len(seen.mask) for seen in wanted.seen]), wanted.seen, strict=True):
-        stretch = slice(seen.start, seen.start + seen.mask.shape[1])
-        own, told = (tensor[stretch].repeat_interleave(groups, dim=1) for tensor in (keys, values))
-        query, key, value = (tensor.transpose(0, 1)[None] for tensor in (part, own, told))
+    for part, own, told, seen in zip(parts, *stretches, wanted.seen, strict=True):
+        by_head = (part, own.repeat_interleave(groups, dim=1), told.repeat_interleave(groups, dim=1))
+        query, key, value = (tensor.transpose(0, 1)[None] for tensor in by_head)
         found = functional.scaled_dot_product_attention(
             query, key, value, attn_mask=seen.mask, dropout_p=dropout, scale=attention.scaling
         )
         pieces.append(found[0].transpose(0, 1).flatten(1))
     return torch.cat(pieces)
+
+
+def _cuts(seen: tuple[Seen, ...], tokens: int) -> list[int]:
+    """Lengths of stretches of B x T by turns: one that nobody looks at, one that a document's sources see."""
+    lengths, end = [], 0
+    for each in seen:
+        lengths += [each.start - end, each.mask.shape[1]]
+        end = each.start + each.mask.shape[1]
+    return [*lengths, tokens - end]

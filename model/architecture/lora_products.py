@@ -18,6 +18,11 @@ import torch
 from peft.tuners.lora import Linear as LoraLinear
 from torch import nn
 
+from model.architecture.kernels import thin
+from model.architecture.kernels.compiling import share
+from model.architecture.kernels.pointwise import F32
+from model.architecture.kernels.tile import COLUMNS
+
 ADAPTER = "default"
 
 
@@ -72,27 +77,23 @@ class _Several(torch.autograd.Function):
             for scale, (weight, _, down, up), grad in layers:
                 merged = _merged(scale, weight, down, up)
                 for_x = grad @ merged if for_x is None else for_x.addmm_(grad, merged)
-        return for_x, None, *_for_adapters(x, layers)
+        found: list[torch.Tensor | None] = []
+        for scale, (_, _, down, up), grad in layers:
+            found += [None] * 4 if down is None else [None, None, *_for_adapter(x, grad, scale, down, up)]
+        return for_x, None, *found
 
 
-def _for_adapters(x: torch.Tensor, layers: Sequence[Any]) -> list[torch.Tensor | None]:
-    """Gradients of W, b, A and B of every layer; those of A and of B from one thin product of all layers each."""
-    adapted = [(scale, down, up, grad) for scale, (_, _, down, up), grad in layers if down is not None]
-    if not adapted:
-        return [None] * 4 * len(layers)
-    pulled = torch.cat([(grad @ up) * scale for scale, _, up, grad in adapted], dim=1)
-    # A is laid down as columns first: the product over N tokens then reads it in the order that it multiplies.
-    seen = x @ torch.cat([down for _, down, _, _ in adapted]).T.contiguous()
-    ranks = [len(down) for _, down, _, _ in adapted]
-    each = iter(zip((pulled.T @ x).split(ranks), seen.split(ranks, dim=1), strict=True))
-    found: list[torch.Tensor | None] = []
-    for scale, (_, _, down, _), grad in layers:
-        if down is None:
-            found += [None] * 4
-            continue
-        for_down, own = next(each)
-        found += [None, None, for_down, (own.T @ grad).mul_(scale).T]
-    return found
+def _for_adapter(x: torch.Tensor, grad: torch.Tensor, scale: float, down: torch.Tensor, up: torch.Tensor) -> list[torch.Tensor]:
+    """Gradients of A and B."""
+    rank = len(down)
+    columns = -rank % COLUMNS + rank
+    downs, ups = x.new_zeros(x.shape[1], columns), x.new_zeros(grad.shape[1], columns)
+    downs[:, :rank], ups[:, :rank] = down.T, up
+    chunks = -(-len(x) // thin.CHUNK)
+    for_down, for_up = x.new_empty(chunks, *downs.shape), x.new_empty(chunks, *ups.shape)
+    arrays = [each.numpy() for each in (x, grad.contiguous(), downs, ups, for_down, for_up)]
+    share(chunks, lambda first, last: thin.adapt_back(first, last, F32(scale), *arrays))
+    return [for_down.sum(dim=0)[:, :rank].T, for_up.sum(dim=0)[:, :rank]]
 
 
 def _merged(scale: float, weight: torch.Tensor, down: torch.Tensor | None, up: torch.Tensor | None) -> torch.Tensor:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmarks.versus import models
 from benchmarks.versus.adapters.job import TARGETS, Job, Stamps, dump, read_job, run_training, write_result
-from model.architecture import kernels
 from model.architecture.assembly import build
 from model.architecture.features import Disk
+from model.architecture.kernels import attention, thin
 from model.config import TrainSlice
 from model.data.loading import Prompter, examples, open_dataset
 from model.training.reporter import LineReporter
@@ -70,22 +71,30 @@ class Stamping(LineReporter):
 
 
 def count_kernels(stamps: Stamps) -> None:
-    """Add what our attention computes, as torch counts its own: whole squares, two products forward and five backward."""
+    """Add what our kernels compute, as torch counts its own: of attention whole squares, two products forward and five backward."""
 
-    def counted(kernel: Any, products: int) -> Any:
-        def run(
-            first: int, last: int, asking: Any, keys: Any, values: Any, cos: Any, sin: Any, documents: Any, *more: Any
-        ) -> None:
-            width, heads = cos.shape[1], keys.shape[1] // cos.shape[1]
-            for work in range(first, last):
-                _, trunk, length = (int(each) for each in documents[work // heads])
-                pairs = trunk * trunk + (length - trunk) * length
-                stamps.unseen += 2 * products * pairs * width * (asking.shape[1] // keys.shape[1])
-            kernel(first, last, asking, keys, values, cos, sin, documents, *more)
+    def counted(kernel: Any, flops: Callable[..., int]) -> Any:
+        def run(first: int, last: int, *given: Any) -> None:
+            stamps.unseen += flops(first, last, *given)
+            kernel(first, last, *given)
 
         return run
 
-    kernels.attend, kernels.attend_back = counted(kernels.attend, 2), counted(kernels.attend_back, 5)
+    def of_attention(products: int, first: int, last: int, asking: Any, keys: Any, _: Any, cos: Any, *more: Any) -> int:
+        width, documents = cos.shape[1], more[1]
+        heads, total = keys.shape[1] // width, 0
+        for work in range(first, last):
+            _, trunk, length = (int(each) for each in documents[work // heads])
+            total += 2 * products * (trunk * trunk + (length - trunk) * length) * width * (asking.shape[1] // keys.shape[1])
+        return total
+
+    def of_adapter(first: int, last: int, _: Any, x: Any, grad: Any, down: Any, *__: Any) -> int:
+        tokens = min(len(x), last * thin.CHUNK) - first * thin.CHUNK
+        return 2 * 2 * tokens * (x.shape[1] + grad.shape[1]) * down.shape[1]
+
+    attention.attend = counted(attention.attend, functools.partial(of_attention, 2))
+    attention.attend_back = counted(attention.attend_back, functools.partial(of_attention, 5))
+    thin.adapt_back = counted(thin.adapt_back, of_adapter)
 
 
 def main() -> None:

@@ -132,20 +132,6 @@ def test_a_packed_model_refuses_a_batch_without_a_layout() -> None:
         model(inputs_embeds=torch.zeros(1, 9, model.config.hidden_size), use_cache=False)
 
 
-def test_where_torch_has_no_product_to_call_only_layers_with_an_adapter_change(
-    bases: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(fused, "connect", lambda: False)
-    assistant = with_adapter(bases)
-    states, gradients = outcome(assistant, frozen_inputs=False)
-    assert fused.install(assistant.model.model.language_model) == 14
-    changed = [type(layer) for layer in assistant.model.model.language_model.modules() if "forward" in vars(layer)]
-    assert changed == [LoraLinear] * 14
-    fast_states, fast_gradients = outcome(assistant, frozen_inputs=False)
-    torch.testing.assert_close(fast_states, states, rtol=CLOSE, atol=CLOSE)
-    assert (fast_gradients["inputs"] - gradients["inputs"]).abs().max() <= CLOSE * gradients["inputs"].abs().max()
-
-
 def test_attention_with_dropout_is_left_to_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
     model = language("llama").requires_grad_(False).train()
     model.layers[0].self_attn.attention_dropout = 0.5

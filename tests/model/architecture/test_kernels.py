@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+import numba
 import numpy as np
 import pytest
 import torch
 
-from model.architecture import compiling, kernels
 from model.architecture.heads import attended
+from model.architecture.kernels import compiling, pointwise, thin, tile
 from model.architecture.packed import allowed
 from model.batch import Document
 from model.errors import InternalError
 
-WIDTH = 16
-"""Of a head."""
+WIDTH = 24
+"""Of a head: a line and a half."""
 CLOSE = 1e-5
 """Relative to the largest value, of sums over a thousand float32 numbers."""
 CASES = {
@@ -21,14 +25,9 @@ CASES = {
     "blocks and one more or less": [Document(0, 63), Document(63, 65), Document(128, 385)],
     "longer than two blocks of keys": [Document(0, 900)],
     "branches": [Document(0, 40, (5, 3)), Document(48, 20)],
-    "branches over blocks of rows and of keys": [Document(0, 390, (70, 1, 130)), Document(591, 7)],
+    "branches over blocks of rows and of keys": [Document(0, 395, (70, 1, 130)), Document(596, 7)],
     "a trunk that ends with a block of keys": [Document(0, 384, (10, 20))],
 }
-
-
-@pytest.fixture(autouse=True)
-def connected() -> None:
-    assert compiling.connect()
 
 
 def drawn(tokens: int, heads: int, groups: int) -> list[torch.Tensor]:
@@ -122,7 +121,7 @@ def test_results_are_the_same_bits_on_any_number_of_threads() -> None:
 def test_a_gate_is_right_far_from_zero_and_does_not_hide_nan() -> None:
     gates = np.array([[-200.0, -30.0, -1e-3, 0.0, 2.5, 80.0, 300.0, np.nan]], dtype=np.float32)
     ups, found = np.full_like(gates, 3.0), np.empty_like(gates)
-    kernels.gate(0, 1, gates, ups, found)
+    pointwise.gate(0, 1, gates, ups, found)
     wide = gates.astype(np.float64)
     expected = 3.0 * wide / (1 + np.exp(-wide))
     assert np.isnan(found[0, -1])
@@ -133,13 +132,70 @@ def test_gradients_of_a_gate_are_those_of_the_formula() -> None:
     draw = np.random.default_rng(0)
     gates, ups, grad = (draw.normal(scale=3, size=(7, 21)).astype(np.float32) for _ in range(3))
     for_gates, for_ups = np.empty_like(gates), np.empty_like(ups)
-    kernels.gate_back(0, 7, gates, ups, grad, for_gates, for_ups)
+    pointwise.gate_back(0, 7, gates, ups, grad, for_gates, for_ups)
     wide = [torch.from_numpy(each).double().requires_grad_() for each in (gates, ups)]
     expected = torch.autograd.grad(
         torch.nn.functional.silu(wide[0]) * wide[1], wide, grad_outputs=torch.from_numpy(grad).double()
     )
     for fast, usual in zip((for_gates, for_ups), expected, strict=True):
         np.testing.assert_allclose(fast, usual.numpy(), rtol=CLOSE, atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [1, 6, 12])
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_tile_is_a_product_of_what_lies_in_any_order(rows: int, kept: bool) -> None:
+    """Twelve rows is what a processor with AVX-512 has: the code is the same, its registers are not."""
+    made = tile._tile(rows)
+
+    @numba.njit
+    def run(left: Any, right: Any, out: Any, kept: bool) -> None:
+        made(left, 2, 1, 30, right, 48, 32, out, 16, 40, 7, np.float32(0.5), kept)
+
+    draw = np.random.default_rng(rows)
+    left, right, out = (draw.normal(size=shape).astype(np.float32) for shape in ((8, 30), (9, 32), (rows + 1, 40)))
+    expected = out.copy()
+    product = 0.5 * left[:7, 2 : 2 + rows].T @ right[1:8, 16:32]
+    expected[:rows, 16:32] = product + (expected[:rows, 16:32] if kept else 0)
+    run(left, right, out, kept)
+    np.testing.assert_allclose(out, expected, rtol=CLOSE, atol=CLOSE)
+
+
+@pytest.mark.parametrize("tokens", [1, 47, 1024, 2100])
+@pytest.mark.parametrize("shape", [(32, 48, 16), (35, 20, 32)], ids=["whole tiles", "what is left over"])
+def test_gradients_of_an_adapter_are_those_of_the_formula(tokens: int, shape: tuple[int, int, int]) -> None:
+    inputs, outputs, columns = shape
+    draw = np.random.default_rng(tokens)
+    x, grad, down, up = (
+        draw.normal(size=size).astype(np.float32)
+        for size in ((tokens, inputs), (tokens, outputs), (inputs, columns), (outputs, columns))
+    )
+    chunks = -(-tokens // thin.CHUNK)
+    for_down, for_up = (np.full((chunks, *each.shape), np.nan, np.float32) for each in (down, up))
+    thin.adapt_back(0, chunks, np.float32(2.0), x, grad, down, up, for_down, for_up)
+    wide = [each.astype(np.float64) for each in (x, grad, down, up)]
+    for found, expected in (
+        (for_down, 2.0 * wide[0].T @ (wide[1] @ wide[3])),
+        (for_up, 2.0 * wide[1].T @ (wide[0] @ wide[2])),
+    ):
+        assert np.abs(found.sum(axis=0) - expected).max() <= CLOSE * np.abs(expected).max()
+
+
+def test_code_kept_of_kernels_that_have_changed_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A function's own file has not: numba would look no further."""
+    monkeypatch.setattr(compiling, "__file__", str(tmp_path / "compiling.py"))
+    caller = tmp_path / "caller.py"
+    caller.write_text("def caller(x):\n    return called(x) + 1\n")
+    outcomes = []
+    for factor in (2, 3):
+        (tmp_path / "called.py").write_text(f"def called(x):\n    return {factor} * x\n")
+        compiling._sources.cache_clear()
+        there: dict[str, Any] = {"__name__": "kept"}
+        for path in (tmp_path / "called.py", caller):
+            exec(compile(path.read_text(), str(path), "exec"), there)
+            there[path.stem] = compiling.compiled(there[path.stem])
+        outcomes.append(there["caller"](10))
+    compiling._sources.cache_clear()
+    assert outcomes == [21, 31]
 
 
 def test_without_a_place_for_machine_code_a_function_is_compiled_all_the_same() -> None:
