@@ -3,8 +3,8 @@
 1. A layer adds its update to a copy of the weight for the moment of use, `W + s B A`, which costs next to nothing beside a product
    with thousands of tokens. So the forward pass is one product instead of three and two additions, and the gradient of the input is
    one instead of three. In float32 this rounds like any product; in bfloat16 the update would be lost in the weight's last bits.
-2. Layers of one input (queries, keys and values; gate and up) add their gradients of it within the product, and the thin products of
-   all their A's are one: with 16 columns each alone would run at half a processor's speed.
+2. Layers of one input (queries, keys and values; gate and up) add their gradients of it within the product.
+3. The gradients of A and B are four products with 16 columns, which a library computes at half a processor's speed: ours (`thin`).
 
 N tokens, I inputs, O outputs of a layer, r its rank.
 """
@@ -84,7 +84,7 @@ class _Several(torch.autograd.Function):
 
 
 def _for_adapter(x: torch.Tensor, grad: torch.Tensor, scale: float, down: torch.Tensor, up: torch.Tensor) -> list[torch.Tensor]:
-    """Gradients of A and B."""
+    """Gradients of A (r, I) and B (O, r)."""
     rank = len(down)
     columns = -rank % COLUMNS + rank
     downs, ups = x.new_zeros(x.shape[1], columns), x.new_zeros(grad.shape[1], columns)
