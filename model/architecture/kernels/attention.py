@@ -38,20 +38,9 @@ def _scores(rows: Any, top: int, count: int, panels: Any, begin: int, width: int
         first = max(0, j - (top - begin)) // ROWS * ROWS
         for r in range(first, count, ROWS):
             tile(
-                rows,
-                (top + r) * stride,
-                stride,
-                1,
-                panels,
-                (begin + j) * terms,
-                COLUMNS,
-                out,
-                r * SCORES + j,
-                SCORES,
-                terms,
-                scale,
-                False,
-            )
+                rows, (top + r) * stride, stride, 1, panels, (begin + j) * terms, COLUMNS, out, r * SCORES + j,
+                SCORES, terms, scale, False,
+            )  # fmt: skip
 
 
 @compiled
@@ -128,18 +117,8 @@ def _see(row: int, begin: int, behind: int, own: bool, opens: Any, start: int) -
 
 @compiled
 def _soften(
-    scores: Any,
-    top: int,
-    end: int,
-    begin: int,
-    behind: int,
-    own: bool,
-    opens: Any,
-    start: int,
-    highs: Any,
-    totals: Any,
-    found: Any,
-) -> None:
+    scores: Any, top: int, end: int, begin: int, behind: int, own: bool, opens: Any, start: int, highs: Any, totals: Any, found: Any,
+) -> None:  # fmt: skip
     """Scores become powers, 0 where a row may not look; what was found before is made smaller where the highest score has grown."""
     for row in range(top, end):
         r, line = row - top, scores[row - top]
