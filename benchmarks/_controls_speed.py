@@ -166,7 +166,7 @@ CONTROLS = (
         "model/architecture/fused.py",
         "    if attention_mask is not None or goes_on or layout_is_due or dropped:\n",
         "    if goes_on or layout_is_due or dropped:\n",
-        f"{FUSED}whole_models_with_the_layers_of_ours_say_the_same[llama-masked]",
+        f"{FUSED}whole_models_with_the_layers_of_ours_say_the_same[few tokens-llama-masked]",
     ),
     Mutation(
         "a packed model reads no batch without a layout",
@@ -237,6 +237,27 @@ CONTROLS = (
         "        line[last:around], given[last:around] = F0, F0\n",
         "        line[last : behind - begin], given[last : behind - begin] = F0, F0\n",
         f"{KERNEL}attention_and_its_gradients_are_those_of_the_formula[branches over blocks of rows and of keys-shared keys]",
+    ),
+    Mutation(
+        "a product in parts adds them up",
+        "model/architecture/kernels/products.py",
+        "kept or low > 0)\n",
+        "kept)\n",
+        f"{KERNEL}products_of_panels_are_those_of_the_weight_with_its_update[False-0-1]",
+    ),
+    Mutation(
+        "panels are made of whole lines alone",
+        "model/architecture/lora_products.py",
+        " or any(size % COLUMNS for size in weight.shape):\n",
+        ":\n",
+        f"{FUSED}layers_whose_width_is_not_of_whole_lines_have_a_librarys_products[outputs]",
+    ),
+    Mutation(
+        "a product of many tokens keeps the bias",
+        "model/architecture/lora_products.py",
+        "transposed=True, kept=layer.bias is not None)\n",
+        "transposed=True, kept=False)\n",
+        f"{FUSED}outputs_for_many_tokens_are_the_same_bits_on_any_number_of_threads",
     ),
     Mutation(
         "machine code of other kernels is not used",

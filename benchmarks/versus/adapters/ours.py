@@ -12,7 +12,8 @@ from benchmarks.versus import models
 from benchmarks.versus.adapters.job import TARGETS, Job, Stamps, dump, read_job, run_training, write_result
 from model.architecture.assembly import build
 from model.architecture.features import Disk
-from model.architecture.kernels import attention, thin
+from model.architecture.kernels import attention, products, thin
+from model.architecture.kernels.tile import COLUMNS
 from model.config import TrainSlice
 from model.data.loading import Prompter, examples, open_dataset
 from model.training.reporter import LineReporter
@@ -92,9 +93,17 @@ def count_kernels(stamps: Stamps) -> None:
         tokens = min(len(x), last * thin.CHUNK) - first * thin.CHUNK
         return 2 * 2 * tokens * (x.shape[1] + grad.shape[1]) * down.shape[1]
 
+    def of_product(first: int, last: int, x: Any, panels: Any, *_: Any) -> int:
+        tokens = min(len(x), last * products.BLOCK) - first * products.BLOCK
+        return 2 * tokens * panels.size
+
+    def of_panels(first: int, last: int, weight: Any, _: Any, left: Any, *__: Any) -> int:
+        return 2 * (last - first) * COLUMNS * left.size
+
     attention.attend = counted(attention.attend, functools.partial(of_attention, 2))
     attention.attend_back = counted(attention.attend_back, functools.partial(of_attention, 5))
     thin.adapt_back = counted(thin.adapt_back, of_adapter)
+    products.multiply, products.lay = counted(products.multiply, of_product), counted(products.lay, of_panels)
 
 
 def main() -> None:

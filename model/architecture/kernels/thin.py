@@ -14,25 +14,18 @@ import numpy as np
 
 from model.architecture.kernels.compiling import compiled
 from model.architecture.kernels.pointwise import F0, F1
-from model.architecture.kernels.tile import COLUMNS, ROWS, single, tile
+from model.architecture.kernels.products import BLOCK, strip
+from model.architecture.kernels.tile import COLUMNS
 
 CHUNK = 1024
 """Tokens whose gradients are added up by themselves: so the sum is the same on any number of threads."""
-BLOCK = 48
-"""Tokens whose inputs and gradients stay in a cache together."""
 
 
 @compiled
 def _multiply(left: Any, right: Any, out: Any, scale: Any, kept: bool) -> None:
     """out = scale left right (+ out): (M, K) in any order by (K, C), both last contiguous."""
-    count, columns = right.shape
-    row, term = left.strides[0] // 4, left.strides[1] // 4
-    tiled = left.shape[0] // ROWS * ROWS
-    for c in range(0, columns, COLUMNS):
-        for r in range(0, tiled, ROWS):
-            tile(left, r * row, row, term, right, c, columns, out, r * columns + c, columns, count, scale, kept)
-        for r in range(tiled, left.shape[0]):
-            single(left, r * row, row, term, right, c, columns, out, r * columns + c, columns, count, scale, kept)
+    for column in range(0, right.shape[1], COLUMNS):
+        strip(left, right, column, out, column, scale, kept)
 
 
 @compiled

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from peft.tuners.lora import Linear as LoraLinear
 from transformers import DynamicCache
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from model.architecture import adapters, fused, packed
+from model.architecture import adapters, fused, lora_products, packed
 from model.architecture.assembly import Assistant, build
 from model.architecture.heads import attended, rotated
 from model.config import Lora
@@ -46,6 +47,13 @@ def outcome(assistant: Assistant, frozen_inputs: bool) -> tuple[torch.Tensor, di
     return states, {name: value for name, value in zip([*weights, "inputs"], gradients, strict=False) if value is not None}
 
 
+@pytest.fixture(params=["few tokens", "many tokens"])
+def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose products: a library's, or ours, which many tokens have."""
+    monkeypatch.setattr(lora_products, "LEAST_TOKENS", sys.maxsize if request.param == "few tokens" else 1)
+
+
+@pytest.mark.usefixtures("products")
 @pytest.mark.parametrize("frozen_inputs", [False, True], ids=["connector learns", "adapter alone"])
 @pytest.mark.parametrize("norms", [False, True], ids=["norms frozen", "norms learn"])
 def test_states_and_gradients_are_those_of_peft(bases: dict[str, Path], frozen_inputs: bool, norms: bool) -> None:
@@ -73,6 +81,38 @@ def test_rotary_positions_are_those_of_transformers_to_the_bit() -> None:
     torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-6)  # autograd adds the two halves in another order
 
 
+def test_outputs_for_many_tokens_are_the_same_bits_on_any_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And whatever else is in the batch: else a document's loss would tell of its neighbours."""
+    monkeypatch.setattr(lora_products, "LEAST_TOKENS", 1)
+    draw = torch.Generator().manual_seed(0)
+    layer, x = torch.nn.Linear(48, 64).requires_grad_(False), torch.randn(201, 48, generator=draw)
+    before, outcomes = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            outcomes.append(lora_products.several(x, [layer])[0])
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(outcomes[0], other) for other in outcomes[1:])
+    assert torch.equal(lora_products.several(x[50:150], [layer])[0], outcomes[0][50:150])
+    torch.testing.assert_close(outcomes[0], layer(x), rtol=CLOSE, atol=CLOSE)
+
+
+@pytest.mark.parametrize("sizes", [(48, 40), (40, 48)], ids=["outputs", "inputs"])
+def test_layers_whose_width_is_not_of_whole_lines_have_a_librarys_products(
+    sizes: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Panels have 16 columns, forward and back."""
+    monkeypatch.setattr(lora_products, "LEAST_TOKENS", 1)
+    layer = torch.nn.Linear(*sizes).requires_grad_(False)
+    x = torch.randn(30, sizes[0], generator=torch.Generator().manual_seed(0), requires_grad=True)
+    (one,), two = lora_products.several(x, [layer]), layer(x)
+    torch.testing.assert_close(one, two, rtol=CLOSE, atol=CLOSE)
+    (one,), (two,) = (torch.autograd.grad(each.pow(2).sum(), [x]) for each in (one, two))
+    torch.testing.assert_close(one, two, rtol=CLOSE, atol=CLOSE)
+
+
+@pytest.mark.usefixtures("products")
 @pytest.mark.parametrize("given", ["padded", "packed", "masked"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_whole_models_with_the_layers_of_ours_say_the_same(family: str, given: str) -> None:

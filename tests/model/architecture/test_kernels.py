@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from model.architecture.heads import attended
-from model.architecture.kernels import compiling, pointwise, thin, tile
+from model.architecture.kernels import compiling, pointwise, products, thin, tile
 from model.architecture.packed import allowed
 from model.batch import Document
 from model.errors import InternalError
@@ -158,6 +158,26 @@ def test_a_tile_is_a_product_of_what_lies_in_any_order(rows: int, kept: bool) ->
     expected[:rows, 16:32] = product + (expected[:rows, 16:32] if kept else 0)
     run(left, right, out, kept)
     np.testing.assert_allclose(out, expected, rtol=CLOSE, atol=CLOSE)
+
+
+@pytest.mark.parametrize("tokens", [1, 47, 48, 101])
+@pytest.mark.parametrize("rank", [0, 5])
+@pytest.mark.parametrize("kept", [False, True])
+def test_products_of_panels_are_those_of_the_weight_with_its_update(tokens: int, rank: int, kept: bool) -> None:
+    """More terms and more panels than are multiplied at a time; the weight transposed, as a forward pass reads it."""
+    terms, columns = products.DEPTH + 20, (products.GROUP + 1) * tile.COLUMNS
+    draw = np.random.default_rng(tokens)
+    x, weight, left, right, found = (
+        draw.normal(size=shape).astype(np.float32)
+        for shape in ((tokens, terms), (columns, terms), (rank, terms), (rank, columns), (tokens, columns))
+    )
+    expected = x.astype(np.float64) @ (weight.T + 2.0 * left.T.astype(np.float64) @ right) + (found if kept else 0)
+    panels = np.full((products.GROUP + 1, terms, tile.COLUMNS), np.nan, np.float32)
+    for first, last in ((0, 7), (7, len(panels))):
+        products.lay(first, last, weight.T, np.float32(2.0), left.T, right, panels)
+    for block in range(-(-tokens // products.BLOCK)):
+        products.multiply(block, block + 1, x, panels, found, kept)
+    assert np.abs(found - expected).max() <= CLOSE * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("tokens", [1, 47, 1024, 2100])
