@@ -1,6 +1,7 @@
 """Cheaper forms of the language model's layers in float32 on a CPU: the same results to rounding, fewer passes over memory.
 
-1. Layers with LoRA are computed as `lora_products` says: those of one input together, the update within the weight.
+1. Frozen linear layers, with LoRA or without, are computed as `lora_products` says: those of one input together, an update within the
+   weight.
 2. Attention, SwiGLU and RMSNorm are compiled functions (`kernels`) with backward passes of their own, instead of chains of operations
    that each write and keep a tensor. Attention computes each document by itself, packed or padded.
 
@@ -40,12 +41,12 @@ ROWS_A_THREAD = 128
 
 
 def install(language: PreTrainedModel) -> int:
-    """Make the layers of a language model on the CPU cheaper; returns how many LoRA layers were."""
+    """Make the layers of a language model on the CPU cheaper; returns how many of them have LoRA."""
     count = 0
     for layer in language.modules():
-        if isinstance(layer, LoraLinear) and is_plain(layer):
-            layer.forward = types.MethodType(_lora_forward, layer)
-            count += 1
+        if is_plain(layer):
+            layer.forward = types.MethodType(_linear_forward, layer)
+            count += isinstance(layer, LoraLinear)
         elif isinstance(layer, NORMS) and layer.weight.dtype is torch.float32:
             layer.forward = types.MethodType(_norm_forward, layer)
         elif isinstance(layer, ATTENTIONS) and all(map(is_plain, (layer.q_proj, layer.k_proj, layer.v_proj))):
@@ -55,7 +56,7 @@ def install(language: PreTrainedModel) -> int:
     return count
 
 
-def _lora_forward(layer: LoraLinear, x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+def _linear_forward(layer: nn.Module, x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
     (y,) = several(x.flatten(0, -2), [layer])
     return y.view(*x.shape[:-1], -1)
 
