@@ -5,8 +5,8 @@
 2. Attention, SwiGLU and RMSNorm are compiled functions (`kernels`) with backward passes of their own, instead of chains of operations
    that each write and keep a tensor. Attention computes each document by itself, packed or padded.
 
-`install` changes how layers are computed, not what they hold: PEFT's modules keep, save and merge the weights as before. Layers with
-dropout, of another type, or shared out among workers are left as they are.
+`install` changes how layers are computed, not what they hold: PEFT's modules keep, save and merge the weights as before. Layers of another
+type or shared out among workers are left as they are; of adapters with dropout, all but the frozen layer below.
 
 B sequences, T tokens, N = B T, W width, I inner width of an MLP.
 """
